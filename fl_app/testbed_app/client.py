@@ -1,0 +1,96 @@
+"""The ClientApp: trains on the client's own shard and evaluates on its held-out part, in one message."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+from testbed_app import data, limits, models
+from testbed_app.errors import AppError
+
+REFUSED = 100  # the code of our own error replies; Flower's are below 10
+
+app = ClientApp()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How this client trains. data_fraction: the share of its examples that it trains on, drawn anew each round."""
+
+    batch_size: int
+    learning_rate: float
+    local_epochs: int
+    data_fraction: float
+
+    @classmethod
+    def resolve(cls, node_config: Mapping[str, object], run_config: Mapping[str, object]) -> "Settings":
+        """Take each setting from the client's node config, else from the run. Raises AppError."""
+        values = {}
+        for name, kind in cls.__annotations__.items():
+            key = name.replace("_", "-")
+            value = node_config.get(key, run_config[key])
+            whole = kind is int
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, int if whole else int | float)
+                or not value > 0
+                or (name == "data_fraction" and value > 1)
+            ):
+                wanted = "a whole number above 0" if whole else "a number above 0"
+                raise AppError(f"{key} must be {wanted}{', at most 1' * (name == 'data_fraction')}, it is {value!r}")
+            values[name] = kind(value)
+        return cls(**values)
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    """Reply with the trained arrays and this client's figures, or with the reason why it could not train."""
+    try:
+        return Message(_train(message.content, context), reply_to=message)
+    except AppError as error:
+        return Message(Error(REFUSED, str(error)), reply_to=message)
+
+
+def _train(content: RecordDict, context: Context) -> RecordDict:
+    config, run_config = content.config_records["config"], context.run_config
+    settings = Settings.resolve(context.node_config, run_config)
+    shard = data.load(str(config["partition-sha256"]))
+    threads = limits.threads()
+    torch.set_num_threads(threads)
+
+    seed = int(run_config["seed"])
+    rng = np.random.default_rng([seed, int(context.node_config["partition-id"]), int(str(config["server-round"]))])
+    model = models.create(str(run_config["model"]), seed)
+    model.load_state_dict(content.array_records["arrays"].to_torch_state_dict())
+    examples = max(1, int(len(shard["train_labels"]) * settings.data_fraction))
+    chosen = rng.permutation(len(shard["train_labels"]))[:examples]
+
+    began = time.monotonic()
+    train_loss = models.train(
+        model,
+        shard["train_images"][chosen],
+        shard["train_labels"][chosen],
+        epochs=settings.local_epochs,
+        batch_size=settings.batch_size,
+        learning_rate=settings.learning_rate,
+        momentum=float(run_config["momentum"]),
+        rng=rng,
+    )
+    train_seconds = time.monotonic() - began
+    loss, accuracy = models.evaluate(model, shard["held_out_images"], shard["held_out_labels"])
+    figures = {
+        "num-examples": examples,
+        "train-seconds": train_seconds,
+        "train-loss": train_loss,
+        "loss": loss,
+        "accuracy": accuracy,
+        "eval-examples": len(shard["held_out_labels"]),
+        **{name.replace("_", "-"): value for name, value in asdict(settings).items()},
+        "threads": threads,
+        "peak-memory-mb": limits.peak_memory_mb(),
+    }
+    return RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(figures)})

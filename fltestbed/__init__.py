@@ -1,0 +1,1 @@
+"""fltestbed: federated-learning testbeds on real, heterogeneous machines."""

@@ -1,0 +1,61 @@
+"""The command line: every command parses, calls the library and prints."""
+
+import signal
+import sys
+from typing import Annotated
+
+import typer
+import typer.core
+
+from fltestbed.cli import lab
+from fltestbed.cli._render import explain
+from fltestbed.cli.down import down
+from fltestbed.cli.logs import logs
+from fltestbed.cli.run import run
+from fltestbed.cli.status import status
+from fltestbed.cli.stop import stop
+from fltestbed.cli.up import up
+from fltestbed.errors import FltestbedError
+
+typer.core.HAS_RICH = False  # plain help is the same in a pipe, in the docs and on a terminal, and comes faster
+app = typer.Typer(
+    name="fltestbed",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(lab.app, name="lab")
+for command in (up, run, status, logs, stop, down):
+    app.command()(command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"fltestbed {version('fltestbed')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _global(
+    _version: Annotated[
+        bool, typer.Option("--version", "-V", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Deploy federated-learning testbeds on real, heterogeneous machines.
+
+    An inventory folder is a testbed; every command is a playbook that runs without this program too.
+    """
+
+
+def main() -> None:
+    """Run the command line. The one place where errors become text and exit codes."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        app(prog_name="fltestbed")
+    except FltestbedError as error:
+        print(explain(error), file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,77 @@
+"""From a command's options to a playbook's run, with its progress shown."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from fltestbed.cli._progress import Progress, recap
+from fltestbed.errors import Cancelled
+from fltestbed.runner import Event, RunResult, run_playbook
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options that go to Ansible as they are."""
+
+    limit: str = ""
+    tags: str = ""
+    check: bool = False
+    diff: bool = False
+    verbose: int = 0
+    become_password: str = ""
+
+
+def play(
+    verb: str,
+    inventory: Path,
+    options: Options,
+    extra_vars: Mapping[str, Any] | None = None,
+    line: Callable[[Event], str] = lambda event: "",
+) -> RunResult:
+    """Run a verb's playbook and show its progress; `line` may add a line of its own for an event."""
+    with Progress(verbose=options.verbose > 0) as progress:
+
+        def on_event(event: Event) -> None:
+            progress(event)
+            if text := line(event):
+                progress.say(text)
+
+        result = run_playbook(
+            verb,
+            inventory,
+            limit=options.limit,
+            tags=options.tags,
+            check=options.check,
+            diff=options.diff,
+            verbosity=options.verbose - 1 if options.verbose else 0,
+            become_password=options.become_password,
+            extra_vars=extra_vars,
+            on_event=on_event,
+        )
+    recap(result)
+    return result
+
+
+def confirm(question: str, yes: bool) -> None:
+    """Ask before something is taken away. Raises Cancelled unless the answer is yes."""
+    if yes:
+        return
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort:
+        agreed = False
+    if not agreed:
+        raise Cancelled("nothing was changed", "answer y, or give --yes where nobody can answer")
+
+
+def ask_password(wanted: bool) -> str:
+    """Ask for the hosts' sudo password if that is wanted, else return an empty one. Raises Cancelled."""
+    if not wanted:
+        return ""
+    try:
+        return str(typer.prompt("BECOME password", hide_input=True, err=True))
+    except typer.Abort:
+        raise Cancelled("nothing was changed", "--ask-become-pass needs a terminal to ask on") from None

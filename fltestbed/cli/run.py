@@ -1,0 +1,152 @@
+"""fltestbed run."""
+
+import json
+import re
+import sys
+from collections.abc import Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from fltestbed.cli._options import (
+    DEFAULT_INVENTORY,
+    AskBecomePass,
+    Format,
+    Inventory,
+    OutputFormat,
+    Verbose,
+)
+from fltestbed.cli._render import Rows, cell, show
+from fltestbed.cli._verbs import Options, ask_password, play
+from fltestbed.errors import Cancelled, FltestbedError, RunFailed
+from fltestbed.inventory import load
+from fltestbed.paths import find_experiment, find_inventory, runs_dir
+from fltestbed.runner import Event, lock
+
+_ROUND = ("round", "seconds", "clients_ok", "clients_failed", "server_accuracy", "server_loss", "client_accuracy")
+
+
+def _check_name(name: str) -> str:
+    if name and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,59}", name):
+        raise typer.BadParameter("use a to z, 0 to 9 and hyphens, at most 60 characters")
+    return name
+
+
+def run(
+    experiment: Annotated[str, typer.Argument(show_default=False)],
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A value for this run, as in rounds=2. May be repeated."),
+    ] = None,
+    name: Annotated[
+        str, typer.Option(callback=_check_name, help="What the results' folder is called, after the time.")
+    ] = "",
+    inventory: Inventory = DEFAULT_INVENTORY,
+    verbose: Verbose = 0,
+    ask_become_pass: AskBecomePass = False,
+    output: OutputFormat = Format.table,
+) -> None:
+    """Train on a testbed that is up, and bring the results here.
+
+    EXPERIMENT is a file, or the name of one in ./experiments or of a built-in one.
+    """
+    from fltestbed.experiment import load as load_experiment
+
+    testbed = load(find_inventory(inventory))
+    file = find_experiment(experiment)
+    plan = load_experiment(file, settings or [])
+    run_name = f"{datetime.now():%Y%m%d-%H%M%S}-{name or plan.name}"
+    with lock(testbed.name):
+        _train(
+            testbed.path,
+            Options(verbose=verbose, become_password=ask_password(ask_become_pass)),
+            {
+                "experiment_file": str(file),
+                "experiment_settings": settings or [],
+                "run_name": run_name,
+                "runs_dir": str(runs_dir()),
+            },
+            rounds=plan.rounds,
+            output=output,
+        )
+
+
+def _train(inventory: Path, options: Options, extra_vars: Mapping[str, Any], *, rounds: int, output: Format) -> None:
+    """Run the experiment; show what came back, whatever became of it."""
+    folder = Path(extra_vars["runs_dir"]) / extra_vars["run_name"]
+    try:
+        result = play("run", inventory, options, extra_vars, lambda event: round_line(event, rounds))
+    except Cancelled:
+        _stop(inventory, options, extra_vars, folder)
+    if folder.is_dir():
+        show(summary(folder), output)
+        print(f"results: {folder}", file=sys.stderr)
+    result.require_success()
+    require_finished(folder)
+
+
+def _stop(inventory: Path, options: Options, extra_vars: Mapping[str, Any], folder: Path) -> NoReturn:
+    print("stopping the run and collecting what it has; Ctrl-C again leaves at once", file=sys.stderr, flush=True)
+    try:
+        play("stop", inventory, options, {key: extra_vars[key] for key in ("run_name", "runs_dir")}).require_success()
+    except FltestbedError as error:
+        raise Cancelled(
+            f"left before the run was stopped ({error.message}); it may still go on", "fltestbed stop ends it"
+        ) from error
+    where = f"; what it has is in {folder}" if folder.is_dir() else ""
+    raise Cancelled(f"the run was stopped{where}", "the testbed is still up; fltestbed run starts a new run")
+
+
+def round_line(event: Event, rounds: int) -> str:
+    """Return what to say of an event: a line for a finished round, nothing for the rest."""
+    row = event.result.get("round") if event.kind == "item" and event.module == "testbed_run" else None
+    if not row:
+        return ""
+    return (
+        f"round {row['round']}/{rounds}  accuracy {cell('', row['server_accuracy'])}  "
+        f"loss {cell('', row['server_loss'])}  {row['seconds']:.1f} s  "
+        f"clients {row['clients_ok']} ok, {row['clients_failed']} failed"
+    )
+
+
+def summary(folder: Path) -> dict[str, Rows]:
+    """Return a run's rounds, and what each client did in them."""
+    clients: dict[str, list[dict[str, Any]]] = {}
+    for row in _read_rows(folder / "clients.jsonl"):
+        clients.setdefault(row["client"], []).append(row)
+    return {
+        "rounds": [{key: row[key] for key in _ROUND} for row in _read_rows(folder / "rounds.jsonl")],
+        "clients": [_client(rows) for _, rows in sorted(clients.items())],
+    }
+
+
+def _client(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    good = [row for row in rows if row["failure"] is None]
+    failures = [row["failure"] for row in rows if row["failure"] is not None]
+    return {
+        "device": rows[0]["device"],
+        "client": rows[0]["client"],
+        "rounds_ok": len(good),
+        "rounds_failed": len(failures),
+        "train_seconds": sum(row["train_seconds"] for row in good) / len(good) if good else None,
+        "examples": good[-1]["examples"] if good else None,
+        "accuracy": good[-1]["accuracy"] if good else None,
+        "peak_memory_mb": max(row["peak_memory_mb"] for row in good) if good else None,
+        "last_failure": failures[-1] if failures else None,
+    }
+
+
+def _read_rows(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
+
+
+def require_finished(folder: Path) -> None:
+    """Raise RunFailed unless the run's own record says that it finished."""
+    record = folder / "run.json"
+    if not record.exists():
+        raise RunFailed(f"the run left no {record}", "fltestbed logs server shows what the server said")
+    run = json.loads(record.read_text(encoding="utf-8"))
+    if run["status"] != "finished":
+        raise RunFailed(f"the run is {run['status']}: {run['reason']}", f"what it has, logs too, is in {folder}")

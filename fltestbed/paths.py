@@ -1,0 +1,84 @@
+"""Where the playbooks and roles lie, where a testbed's state lies, and how a bare name becomes a file."""
+
+import os
+import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
+from pathlib import Path
+
+from fltestbed.errors import ExperimentError, InventoryError
+
+_PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
+_CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
+_KEPT = ("HOME", "LANG", "TERM", "TMPDIR", "USER", "SSH_AUTH_SOCK", "DOCKER_HOST", *_CERTIFICATES, *_PROXIES)
+
+
+def content_dir() -> Path:
+    """Return the folder of ansible.cfg, playbooks and roles: packaged, or the repository of an editable install."""
+    package = Path(__file__).parent
+    packaged = package / "_content"
+    return packaged if packaged.is_dir() else package.parent
+
+
+def state_dir(testbed: str) -> Path:
+    """Return the folder below the working directory that holds a testbed's keys, lock and logs."""
+    return Path.cwd() / ".fltestbed" / testbed
+
+
+def runs_dir() -> Path:
+    """Return the folder below the working directory that holds the results."""
+    return Path.cwd() / "runs"
+
+
+def ansible_environment() -> dict[str, str]:
+    """Return the environment for Ansible's programs: the few variables they need, and nothing else of the user's."""
+    from importlib.metadata import version  # slow, and --help does without
+
+    kept = {
+        name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(("LC_", "PIP_", "XDG_"))
+    }
+    return kept | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "PWD": str(Path.cwd()),
+        "ANSIBLE_CONFIG": str(content_dir() / "ansible.cfg"),
+        "FLTESTBED_VERSION": version("fltestbed"),
+    }
+
+
+def find_inventory(name: str) -> Path:
+    """Return the inventory folder that `name` means: a path, or a folder in ./inventories or in the packaged ones.
+
+    Raises InventoryError with the nearest names.
+    """
+    places = [Path.cwd() / "inventories", content_dir() / "inventories"]
+    for folder in (Path(name).expanduser(), *(place / name for place in places)):
+        if folder.is_dir():
+            return folder.resolve()
+    known = {folder.name for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir()}
+    raise InventoryError(
+        f"there is no inventory folder {name!r}", f"give a folder's path or a known name: {nearest(name, known)}"
+    )
+
+
+def find_experiment(name: str) -> Path:
+    """Return the experiment file that `name` means: a path, or a file in ./experiments or in the packaged ones.
+
+    Raises ExperimentError with the nearest names.
+    """
+    places = [Path.cwd() / "experiments", content_dir() / "experiments"]
+    for file in (Path(name).expanduser(), *(place / f"{name}.yml" for place in places)):
+        if file.is_file():
+            return file.resolve()
+    known = {file.stem for place in places if place.is_dir() for file in place.glob("*.yml")}
+    raise ExperimentError(
+        f"there is no experiment {name!r}", f"give a file's path or a known name: {nearest(name, known)}"
+    )
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a phrase that proposes the known words nearest to a mistyped one, or lists them all."""
+    words = sorted(known)
+    close = get_close_matches(word, words, n=3)
+    if close:
+        return f"did you mean {' or '.join(close)}?"
+    return f"known are {', '.join(words)}" if words else "none is known"

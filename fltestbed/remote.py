@@ -1,0 +1,57 @@
+"""Runs a command on a host of the inventory, through ssh or right here, with its output passed on as it comes."""
+
+import contextlib
+import getpass
+import shlex
+import subprocess
+from collections.abc import Sequence
+
+from fltestbed.inventory import Host
+
+_KEEP_ALIVE = {"BatchMode": "yes", "ConnectTimeout": "10", "ServerAliveInterval": "5", "ServerAliveCountMax": "2"}
+SSH_FAILED = 255
+"""What `stream` returns when ssh itself failed."""
+
+
+def stream(host: Host, argv: Sequence[str], *, follow: bool = False) -> int:
+    """Run `argv` on a host and return its exit code, or 0 when `follow` was ended by Ctrl-C.
+
+    Nothing is left running, here or there: with `follow` the command gets a terminal, whose end ends it.
+    """
+    with subprocess.Popen(command(host, argv, follow=follow), stdin=subprocess.DEVNULL) as process:
+        try:
+            return process.wait()
+        except KeyboardInterrupt:
+            with contextlib.suppress(PermissionError):  # sudo here has had its Ctrl-C from the terminal
+                process.terminate()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(2)
+                process.kill()
+            if not follow:
+                raise
+            return 0
+
+
+def command(host: Host, argv: Sequence[str], *, follow: bool = False) -> list[str]:
+    """Return the command to start here so that `argv` runs on a host, as root unless ansible_become is off.
+
+    Address, user and the like are those of the inventory's connection variables.
+    """
+    connection = host.connection
+    is_local = connection.get("ansible_connection") == "local"
+    user = getpass.getuser() if is_local else connection.get("ansible_user", getpass.getuser())
+    becomes = connection.get("ansible_become", True) and user != "root"
+    wanted = [*["sudo", "-n"] * becomes, *argv]
+    if is_local:
+        return wanted
+    ssh = ["ssh", *shlex.split(str(connection.get("ansible_ssh_common_args", "")))]
+    for option, value in _KEEP_ALIVE.items():
+        ssh += ["-o", f"{option}={value}"]
+    for flag, variable in (("-p", "ansible_port"), ("-l", "ansible_user"), ("-i", "ansible_ssh_private_key_file")):
+        if variable in connection:
+            ssh += [flag, str(connection[variable])]
+    remote = shlex.join(wanted)
+    if follow:
+        ssh.append("-tt")
+        remote = f"stty -opost && exec {remote}"
+    return [*ssh, "--", str(connection.get("ansible_host", host.name)), remote]

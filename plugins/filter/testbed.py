@@ -1,0 +1,124 @@
+"""Filters that see the testbed as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from fltestbed.errors import FltestbedError
+from fltestbed.inventory import resolve_clients
+
+
+def testbed_clients(
+    devices: list[str], hostvars: Mapping[str, Any], profiles: Mapping[str, Any], own_profiles: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Return every client of the devices in partition order: device, client, cpus, memory (bytes), settings, partition."""
+    try:
+        clients = [
+            client for device in devices for client in resolve_clients(device, hostvars[device], profiles, own_profiles)
+        ]
+    except FltestbedError as error:
+        raise AnsibleFilterError(str(error)) from error
+    return [dict(client) | {"partition": number} for number, client in enumerate(clients)]
+
+
+def flower_config(settings: Mapping[str, Any]) -> str:
+    """Return settings as Flower's ``--node-config`` and ``--run-config`` take them: ``key=value`` with TOML values."""
+
+    def toml(value: Any) -> str:
+        if isinstance(value, bool):
+            return str(value).lower()
+        if isinstance(value, int | float):
+            return repr(value)
+        escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
+        return f'"{escaped}"'
+
+    return " ".join(f"{key.replace('_', '-')}={toml(value)}" for key, value in settings.items())
+
+
+def run_plan(prepared: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return what the ServerApp reads as experiment.json, from what the module testbed_experiment returned."""
+    return {
+        "run": name,
+        "experiment": prepared["experiment"],
+        "partition_set": prepared["partition_set"],
+        "test_set": {key: prepared["test_set"][key] for key in ("sha256", "examples")},
+        "clients": [
+            {
+                "device": part["device"],
+                "client": part["client"],
+                "partition": {key: part[key] for key in ("id", "sha256", "examples", "held_out", "labels")},
+            }
+            for part in prepared["partitions"]
+        ],
+    }
+
+
+def shards_of(prepared: Mapping[str, Any], host: str, server: bool) -> dict[str, dict[str, str]]:
+    """Return the data files that a host is to hold, by their folder: ``path`` on the controller and ``sha256``."""
+    shards = {part["client"]: part for part in prepared["partitions"] if part["device"] == host}
+    if server:
+        shards["server"] = prepared["test_set"]
+    return {owner: {key: str(shard[key]) for key in ("path", "sha256")} for owner, shard in shards.items()}
+
+
+def dict_of(rows: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
+    """Return one value of each row, by the rows' names."""
+    return {name: row[key] for name, row in rows.items()}
+
+
+def items_of(rows: list[Mapping[str, Any]], keys: list[str]) -> list[dict[str, Any]]:
+    """Return the rows with these keys alone."""
+    return [{key: row[key] for key in keys} for row in rows]
+
+
+def client_logs(clients: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the log files of a host's clients: ``name``, and the Compose ``services`` whose output goes into it."""
+    names = [client["client"] for client in clients]
+    return [{"name": name, "services": [f"supernode-{name}", f"client-{name}"]} for name in names]
+
+
+def host_facts(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run's lock says of each host that could be looked at."""
+    facts = {}
+    for host in hosts:
+        probe = hostvars[host].get("ansible_facts", {}).get("testbed_probe")
+        status = hostvars[host].get("__run_status")
+        if probe and status:
+            known = ("arch", "os", "kernel", "python", "cpus", "memory_mb", "docker", "cgroup")
+            facts[host] = {key: probe[key] for key in known} | {"containers": status["containers"]}
+    return facts
+
+
+def folder_files(folder: str) -> dict[str, dict[str, str]]:
+    """Return the text files of a Flower app's folder as the module testbed_tree takes them: content by path."""
+    root = Path(folder)
+    files = {}
+    for path in sorted(root.rglob("*")):
+        name = path.relative_to(root)
+        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
+            try:
+                files[name.as_posix()] = {"content": path.read_text()}
+            except UnicodeDecodeError:
+                continue  # Flower packs text alone
+    return files
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self) -> dict[str, Any]:
+        return {
+            "testbed_clients": testbed_clients,
+            "flower_config": flower_config,
+            "client_logs": client_logs,
+            "dict_of": dict_of,
+            "host_facts": host_facts,
+            "items_of": items_of,
+            "shards_of": shards_of,
+            "folder_files": folder_files,
+            "run_plan": run_plan,
+        }

@@ -1,0 +1,211 @@
+#!/usr/bin/python
+"""Reads an experiment, and makes the shards of its clients on the controller."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: testbed_experiment
+short_description: Resolve an experiment and make its partitions
+description:
+  - Reads an experiment file, puts the settings of this run on top, and splits its data set into one file a client and
+    one with the server's test set. The files lie in the controller's cache, by content.
+  - Runs on the controller, with the Python that has C(fltestbed).
+  - Check mode fills the cache too, as what follows needs the hashes; no host is touched.
+options:
+  experiment:
+    description: Path of the experiment file.
+    type: path
+    required: true
+  settings:
+    description: Values of this run as C(key=value), the key dotted (C(train.batch_size=16)), the value in YAML.
+    type: list
+    elements: str
+    default: []
+  clients:
+    description: The clients in the order of their partitions.
+    type: list
+    elements: dict
+    required: true
+    options:
+      device:
+        description: Inventory hostname.
+        type: str
+        required: true
+      client:
+        description: Name of the client, unique in the testbed.
+        type: str
+        required: true
+  cache_dir:
+    description: The controller's cache.
+    type: path
+    required: true
+  content_dir:
+    description: Where an app is looked for that does not lie beside the experiment file.
+    type: path
+    required: true
+author: fltestbed authors
+"""
+
+EXAMPLES = r"""
+- name: Make the partitions
+  testbed_experiment:
+    experiment: /home/me/lab/experiments/fashion-mnist-cnn.yml
+    settings: [rounds=2, train.batch_size=16]
+    clients:
+      - {device: pi-1, client: pi-1}
+      - {device: laptop-1, client: laptop-1-1}
+      - {device: laptop-1, client: laptop-1-2}
+    cache_dir: /home/me/.cache/fltestbed
+    content_dir: /home/me/lab
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+changed:
+  description: Whether files had to be made.
+  returned: always
+  type: bool
+experiment:
+  description: The experiment with every default and setting filled in.
+  returned: success
+  type: dict
+partition_set:
+  description: Name of the set of partitions; it covers the data, the partitioner, the seed and the number of clients.
+  returned: success
+  type: str
+partitions:
+  description: One shard a client, in the order of I(clients).
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    device: {description: Inventory hostname., type: str}
+    client: {description: Name of the client., type: str}
+    id: {description: "Number of the partition, from 0.", type: int}
+    path: {description: The file on the controller., type: str}
+    sha256: {description: Its hash., type: str}
+    examples: {description: Number of examples to train on., type: int}
+    held_out: {description: Number of examples that are only evaluated on., type: int}
+    labels: {description: Number of examples of each label., type: list, elements: int}
+test_set:
+  description: The server's test set, with C(path), C(sha256) and C(examples).
+  returned: success
+  type: dict
+run_config:
+  description: Flat dictionary for C(flwr run --run-config), without C(run), the name of the run.
+  returned: success
+  type: dict
+app_dir:
+  description: Folder of the Flower app.
+  returned: success
+  type: str
+"""
+
+import tomllib
+import traceback
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+
+try:
+    from fltestbed import experiment, partition
+    from fltestbed.datasets import SOURCES
+    from fltestbed.errors import ExperimentError
+except ImportError:
+    IMPORT_ERROR = traceback.format_exc()
+else:
+    IMPORT_ERROR = None
+
+
+def find_app(app, experiment_file, content_dir, run_config):
+    """Return the folder of the Flower app, which must know the run's settings."""
+    places = [experiment_file.parent / app, content_dir / app]
+    folder = next((place for place in places if (place / "pyproject.toml").is_file()), None)
+    if folder is None:
+        raise ExperimentError(
+            f"app: there is no Flower app {app!r}: no pyproject.toml in {' or '.join(map(str, places))}",
+            "give the path of the app, relative to the experiment file",
+        )
+    try:
+        declared = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"].get("config", {})
+    except (tomllib.TOMLDecodeError, KeyError) as error:
+        raise ExperimentError(
+            f"{folder}/pyproject.toml: is not the one of a Flower app: {error}", "it needs a table [tool.flwr.app]"
+        ) from error
+    if missing := sorted({"run", *run_config} - set(declared)):
+        raise ExperimentError(
+            f"{folder}/pyproject.toml: [tool.flwr.app.config] lacks {', '.join(missing)}",
+            "add the keys with their defaults",
+        )
+    return folder.resolve()
+
+
+def resolve(params):
+    file = Path(params["experiment"])
+    clients = params["clients"]
+    wanted = experiment.load(file, params["settings"])
+    if (wanted.min_clients or 1) > len(clients):
+        raise ExperimentError(
+            f"min_clients: is {wanted.min_clients}, but the inventory has {len(clients)} clients",
+            "lower min_clients or add clients to the inventory",
+        )
+    run_config = wanted.run_config()
+    app_dir = find_app(wanted.app, file, Path(params["content_dir"]), run_config)
+    cache_dir = Path(params["cache_dir"])
+    partitions, made = partition.ensure(
+        SOURCES[wanted.data.name, wanted.data.source](cache_dir),
+        wanted.partitioner,
+        seed=wanted.seed,
+        clients=len(clients),
+        cache_dir=cache_dir,
+    )
+    return {
+        "changed": made,
+        "experiment": wanted.model_dump(),
+        "partition_set": partitions.id,
+        "partitions": [
+            {**client, "id": number, **vars(shard), "path": str(shard.path)}
+            for number, (client, shard) in enumerate(zip(clients, partitions.shards, strict=True))
+        ],
+        "test_set": {
+            "path": str(partitions.test_set.path),
+            "sha256": partitions.test_set.sha256,
+            "examples": partitions.test_set.examples,
+        },
+        "run_config": run_config,
+        "app_dir": str(app_dir),
+    }
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "experiment": {"type": "path", "required": True},
+            "settings": {"type": "list", "elements": "str", "default": []},
+            "clients": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "device": {"type": "str", "required": True},
+                    "client": {"type": "str", "required": True},
+                },
+            },
+            "cache_dir": {"type": "path", "required": True},
+            "content_dir": {"type": "path", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    if IMPORT_ERROR:
+        module.fail_json(msg=missing_required_lib("fltestbed"), exception=IMPORT_ERROR)
+    if not module.params["clients"]:
+        module.fail_json(msg="clients: the inventory has no clients", hint="add hosts to the group supernodes")
+    try:
+        result = resolve(module.params)
+    except ExperimentError as error:
+        module.fail_json(msg=f"{error.message}\n{error.hint}", hint=error.hint)
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

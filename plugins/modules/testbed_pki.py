@@ -1,0 +1,218 @@
+#!/usr/bin/python
+"""Makes a testbed's certificate authority, server certificate, secret and SuperNode keys; leaves what is there and valid."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: testbed_pki
+short_description: Make a testbed's certificates and keys
+description:
+  - Runs on the controller. Every private file is made with mode 0600 in a folder of mode 0700 and never returned.
+  - What is there stays. The server's certificate is made again when its names differ or when it ends within 30 days; a file that
+    can't be read is an error, never a reason to replace a key that hosts rely on.
+options:
+  path:
+    description: Folder for C(ca.key), C(ca.crt), C(server.key), C(server.crt), C(superexec.secret) and C(nodes/CLIENT[.pub]).
+    type: path
+    required: true
+  testbed:
+    description: Name of the testbed, part of the authority's name.
+    type: str
+    required: true
+  server_names:
+    description: Every name and address by which the server is dialled.
+    type: list
+    elements: str
+    required: true
+  clients:
+    description: Names of the SuperNodes that get a key.
+    type: list
+    elements: str
+    required: true
+author: fltestbed authors
+"""
+
+RETURN = r"""
+made:
+  description: Files made, or that would be in check mode, relative to I(path).
+  returned: always
+  type: list
+  elements: str
+valid_until:
+  description: When the server's certificate ends, ISO 8601.
+  returned: when there is one
+  type: str
+"""
+
+import datetime
+import ipaddress
+import os
+import secrets
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+CA_DAYS = 3650
+SERVER_DAYS = 825
+RENEW_DAYS = 30
+
+
+def now():
+    return datetime.datetime.now(datetime.timezone.utc)
+
+
+def write(path, content, mode):
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".new")
+    partial.unlink(missing_ok=True)
+    with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as out:
+        out.write(content)
+    partial.rename(path)
+
+
+def pem(key):
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def load_key(path):
+    return serialization.load_pem_private_key(path.read_bytes(), password=None)
+
+
+def load_certificate(path):
+    return x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def certificate(subject, public_key, issuer, signer, days):
+    """Return a builder with what both kinds of certificate share."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
+    return (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(issuer or name)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now() - datetime.timedelta(hours=1))
+        .not_valid_after(now() + datetime.timedelta(days=days))
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+    )
+
+
+def key_usage(**uses):
+    names = (
+        "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign crl_sign "
+        "encipher_only decipher_only"
+    ).split()
+    return x509.KeyUsage(**{name: uses.get(name, False) for name in names})
+
+
+def general_name(name):
+    try:
+        return x509.IPAddress(ipaddress.ip_address(name))
+    except ValueError:
+        return x509.DNSName(name)
+
+
+def make_ca(testbed, key):
+    builder = certificate(f"fltestbed {testbed} CA", key.public_key(), None, key, CA_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+    builder = builder.add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
+    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def make_server(names, key, ca_key, ca):
+    builder = certificate("fltestbed server", key.public_key(), ca.subject, ca_key, SERVER_DAYS)
+    builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+    builder = builder.add_extension(key_usage(digital_signature=True), critical=True)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    builder = builder.add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
+    return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def serves(path, names):
+    """Return whether the server's certificate has exactly these names and does not end soon."""
+    if not path.exists():
+        return False
+    current = load_certificate(path)
+    wanted = {general_name(name) for name in names}
+    held = set(current.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
+    return held == wanted and current.not_valid_after_utc - now() > datetime.timedelta(days=RENEW_DAYS)
+
+
+def make_all(folder, testbed, server_names, clients, dry):
+    """Make what is missing; return the names of the files made."""
+    made = []
+
+    def ensure(name, content, mode=0o600, missing=None):
+        path = folder / name
+        if (not path.exists()) if missing is None else missing:
+            made.append(name)
+            if not dry:
+                write(path, content(), mode)
+
+    def new_key():
+        return pem(ec.generate_private_key(ec.SECP384R1()))
+
+    ensure("ca.key", new_key)
+    ensure("ca.crt", lambda: make_ca(testbed, load_key(folder / "ca.key")), 0o644)
+    ensure("server.key", new_key)
+    ensure(
+        "server.crt",
+        lambda: make_server(
+            server_names, load_key(folder / "server.key"), load_key(folder / "ca.key"), load_certificate(folder / "ca.crt")
+        ),
+        0o644,
+        missing=not serves(folder / "server.crt", server_names),
+    )
+    ensure("superexec.secret", lambda: secrets.token_urlsafe(48).encode())
+    for client in clients:
+        ensure(
+            f"nodes/{client}",
+            lambda: ec.generate_private_key(ec.SECP384R1()).private_bytes(
+                serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
+            ),
+        )
+        ensure(
+            f"nodes/{client}.pub",
+            lambda private=folder / "nodes" / client: serialization.load_ssh_private_key(private.read_bytes(), None)
+            .public_key()
+            .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH),
+            0o644,
+        )
+    return made
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "testbed": {"type": "str", "required": True},
+            "server_names": {"type": "list", "elements": "str", "required": True},
+            "clients": {"type": "list", "elements": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    folder = Path(module.params["path"])
+    try:
+        made = make_all(
+            folder, module.params["testbed"], module.params["server_names"], module.params["clients"], module.check_mode
+        )
+    except (OSError, ValueError) as error:
+        module.fail_json(
+            msg=f"the testbed's keys and certificates in {folder} can't be used: {error}. Restore the folder from a backup; "
+            "or remove it, and deploy again with new keys on every host."
+        )
+    result = {"changed": bool(made), "made": made}
+    if (folder / "server.crt").exists():
+        result["valid_until"] = load_certificate(folder / "server.crt").not_valid_after_utc.isoformat()
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+#!/usr/bin/python
+"""Starts, follows and stops a Flower run on the server host."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: testbed_run
+short_description: Start, follow or stop a Flower run
+description:
+  - Runs on the server host. What it knows of a run it reads from C(runs/NAME/), where the ServerApp writes; Flower's own word is
+    asked for only where the ServerApp has been silent for a while, since each question costs about a second of CPU.
+options:
+  root:
+    description: The testbed's folder on the server host.
+    type: path
+    required: true
+  container:
+    description: SuperLink's container.
+    type: str
+    required: true
+  name:
+    description: The run.
+    type: str
+    required: true
+  state:
+    description:
+      - C(submitted) hands the app in C(app/) to Flower. A run that was submitted before is left alone.
+      - C(followed) waits for I(round), and returns at once when the run has ended.
+      - C(stopped) ends a run that goes on; one that has ended is left alone.
+    type: str
+    choices: [submitted, followed, stopped]
+    required: true
+  run_config:
+    description: Overrides of the app's configuration, as C(flwr run --run-config) takes them.
+    type: str
+    default: ""
+  round:
+    description: The round to wait for, from 1.
+    type: int
+  timeout:
+    description: Seconds to wait for that round.
+    type: int
+    default: 3600
+author: fltestbed authors
+"""
+
+RETURN = r"""
+run:
+  description: The run's record C(run.json).
+  returned: always
+  type: dict
+round:
+  description: The round's row; null when the run ended before it.
+  returned: when I(state=followed)
+  type: dict
+clients:
+  description: The clients' rows of that round.
+  returned: when I(state=followed)
+  type: list
+  elements: dict
+"""
+
+import datetime
+import json
+import os
+import time
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+ENDED = ("finished", "failed", "stopped")
+LOOK_SECONDS = 0.3
+SILENT_SECONDS = 30
+
+
+class Run:
+    """A run's folder on the server host."""
+
+    def __init__(self, module):
+        self.module = module
+        self.folder = Path(module.params["root"]) / "runs" / module.params["name"]
+        self.flower_id = self.folder / "flower-run-id"
+
+    def record(self):
+        """Return run.json; before the ServerApp wrote it, a record that says that the run starts."""
+        path = self.folder / "run.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        return {"status": "starting", "reason": None, "round": 0, "rounds": None}
+
+    def end(self, status, reason):
+        """Write the last word on a run whose ServerApp did not."""
+        record = self.record() | {"status": status, "reason": reason}
+        record["updated"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        partial = self.folder / "run.json.new"
+        partial.write_text(json.dumps(record))
+        owner = self.folder.stat().st_uid
+        os.chown(partial, owner, owner)
+        os.replace(partial, self.folder / "run.json")
+        return record
+
+    def rows(self, name):
+        path = self.folder / name
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # a line without its end is still being written
+        return [json.loads(line) for line in lines]
+
+    def flwr(self, *arguments):
+        """Run flwr in SuperLink's container. Return (exit code, its JSON answer, what else it said)."""
+        command = ["docker", "exec", self.module.params["container"], "flwr", *arguments, "--format", "json"]
+        code, out, err = self.module.run_command(command)
+        try:
+            return code, json.loads(out), err
+        except ValueError:
+            return code, {}, f"{out}{err}".strip()
+
+    def flower_status(self):
+        """Return Flower's own word on the run, as in ``finished:failed``; empty where it has none."""
+        _code, answer, _said = self.flwr("ls", "testbed", "--run-id", self.flower_id.read_text())
+        runs = answer.get("runs") or []
+        return runs[0]["status"] if runs else ""
+
+
+def submit(module, run):
+    if run.flower_id.exists():
+        module.exit_json(changed=False, run=run.record())
+    if module.check_mode:
+        module.exit_json(changed=True, run=run.record())
+    code, answer, said = run.flwr("run", "/app", "testbed", "--run-config", module.params["run_config"])
+    if code != 0 or "run-id" not in answer:
+        reason = f"Flower refused the app: {answer.get('error-message') or said}"
+        module.fail_json(msg=reason, run=run.end("failed", reason))
+    run.flower_id.write_text(str(answer["run-id"]))
+    module.exit_json(changed=True, run=run.record())
+
+
+def follow(module, run):
+    wanted = module.params["round"]
+    deadline = time.monotonic() + module.params["timeout"]
+    heard, seen = time.monotonic(), None
+    while True:
+        record = run.record()
+        row = next((row for row in run.rows("rounds.jsonl") if row["round"] == wanted), None)
+        if row or record["status"] in ENDED:
+            break
+        if record != seen:
+            heard, seen = time.monotonic(), record
+        if time.monotonic() - heard > SILENT_SECONDS:
+            heard = time.monotonic()
+            status = run.flower_status()
+            if status.startswith("finished") and run.record()["status"] not in ENDED:
+                run.end("failed", f"the ServerApp ended ({status}) without a word of its own; the server's log says more")
+                continue
+        if time.monotonic() > deadline:
+            module.fail_json(
+                msg=f"round {wanted} did not end within {module.params['timeout']} s. The run goes on; `fltestbed stop` ends it.",
+                run=record,
+            )
+        time.sleep(LOOK_SECONDS)
+    clients = [client for client in run.rows("clients.jsonl") if client["round"] == wanted]
+    module.exit_json(changed=False, round=row, clients=clients, run=record)
+
+
+def stop(module, run):
+    record = run.record()
+    if record["status"] in ENDED or not run.folder.exists():
+        module.exit_json(changed=False, run=record)
+    if module.check_mode:
+        module.exit_json(changed=True, run=record)
+    if run.flower_id.exists():
+        code, answer, said = run.flwr("stop", run.flower_id.read_text(), "testbed")
+        if code != 0 and not run.flower_status().startswith("finished"):
+            module.fail_json(msg=f"Flower did not stop the run: {answer.get('error-message') or said}", run=record)
+    module.exit_json(changed=True, run=run.end("stopped", "stopped by the user"))
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "root": {"type": "path", "required": True},
+            "container": {"type": "str", "required": True},
+            "name": {"type": "str", "required": True},
+            "state": {"type": "str", "choices": ["submitted", "followed", "stopped"], "required": True},
+            "run_config": {"type": "str", "default": ""},
+            "round": {"type": "int"},
+            "timeout": {"type": "int", "default": 3600},
+        },
+        required_if=[("state", "followed", ("round",))],
+        supports_check_mode=True,
+    )
+    {"submitted": submit, "followed": follow, "stopped": stop}[module.params["state"]](module, Run(module))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+#!/usr/bin/python
+"""Fetches the Python packages of the Flower image on the controller, and finds out which torch is to be had."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: testbed_wheels
+short_description: Fetch the wheels of the Flower image
+description:
+  - Runs on the controller with its pip, its configuration and its certificates, for the hosts' architecture and the image's Python.
+  - Where the package index has no CPU build of torch, only one that brings gigabytes of CUDA, torch is left to the distribution's
+    package C(python3-torch) in the image. What was decided is written to C(torch) in I(path).
+  - The folder appears whole or not at all.
+options:
+  path:
+    description: Folder to make, with C(wheels/), C(requirements.txt) and C(torch) (C(wheel) or C(debian)).
+    type: path
+    required: true
+  requirements:
+    description: Requirements other than torch.
+    type: list
+    elements: str
+    required: true
+  torch:
+    description: Requirement for torch.
+    type: str
+    required: true
+  arch:
+    description: Architecture as C(uname -m) says it.
+    type: str
+    required: true
+  python_wheel:
+    description: Version of Python in the image when torch is a wheel.
+    type: str
+    required: true
+  python_debian:
+    description: Version of Python in the image when torch is the distribution's.
+    type: str
+    required: true
+author: fltestbed authors
+"""
+
+RETURN = r"""
+torch:
+  description: C(wheel) or C(debian).
+  returned: when the folder is there
+  type: str
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+GLIBCS = (28, 27, 17)
+
+
+def pip_target(arch, python):
+    """Return pip's options for wheels of a Linux host of that architecture and Python."""
+    platforms = [f"--platform=manylinux_2_{minor}_{arch}" for minor in GLIBCS] + [f"--platform=manylinux2014_{arch}"]
+    return ["--only-binary=:all:", "--implementation=cp", f"--python-version={python}", *platforms]
+
+
+def pip(module, *arguments):
+    command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check", *arguments]
+    code, out, err = module.run_command(command)
+    if code != 0:
+        module.fail_json(
+            msg="pip could not get the packages of the Flower image. Is the package index reachable from the controller, and does "
+            f"pip's configuration name it? pip said: {err.strip()[-1500:]}",
+            cmd=command,
+        )
+    return out
+
+
+def brings_cuda(module, requirements, target, scratch):
+    """Return whether pip would also fetch the CUDA runtime."""
+    report = scratch / "report.json"
+    pip(module, "install", "--quiet", "--dry-run", "--ignore-installed", f"--report={report}", "--target=none", *target, *requirements)
+    names = [item["metadata"]["name"].lower() for item in json.loads(report.read_text())["install"]]
+    return any(name.startswith(("nvidia-", "cuda-")) for name in names)
+
+
+def main():
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "required": True},
+            "requirements": {"type": "list", "elements": "str", "required": True},
+            "torch": {"type": "str", "required": True},
+            "arch": {"type": "str", "required": True},
+            "python_wheel": {"type": "str", "required": True},
+            "python_debian": {"type": "str", "required": True},
+        },
+        supports_check_mode=True,
+    )
+    options = module.params
+    path = Path(options["path"])
+    if path.exists():
+        module.exit_json(changed=False, torch=(path / "torch").read_text())
+    if module.check_mode:
+        module.exit_json(changed=True)
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".wheels-", dir=path.parent))
+    try:
+        requirements = [*options["requirements"], options["torch"]]
+        target = pip_target(options["arch"], options["python_wheel"])
+        torch = "wheel"
+        if brings_cuda(module, requirements, target, scratch):
+            torch = "debian"
+            requirements = options["requirements"]
+            target = pip_target(options["arch"], options["python_debian"])
+        done = scratch / "done"
+        pip(module, "download", "--quiet", f"--dest={done / 'wheels'}", *target, *requirements)
+        (done / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements))
+        (done / "torch").write_text(torch)
+        done.rename(path)
+    finally:
+        shutil.rmtree(scratch)
+    module.exit_json(changed=True, torch=torch)
+
+
+if __name__ == "__main__":
+    main()

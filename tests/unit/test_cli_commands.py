@@ -1,0 +1,387 @@
+"""The program as a user starts it: a packaged copy with small playbooks of its own, run on this machine alone."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fltestbed.paths import content_dir
+
+REPOSITORY = Path(__file__).parents[2]
+PROGRAM = "from fltestbed.cli import main; main()"
+INVENTORY = {
+    "all": {
+        "vars": {"ansible_connection": "local"},
+        "children": {"superlink": {"hosts": {"server": None}}, "supernodes": {"hosts": {"pi-1": None, "pi-2": None}}},
+    }
+}
+
+
+class Cli:
+    """A packaged copy of the program, and a working directory in which it is started."""
+
+    def __init__(self, folder: Path) -> None:
+        self.cwd = folder / "work"
+        self.cwd.mkdir()
+        self._path = folder / "program"
+        package = self._path / "fltestbed"
+        shutil.copytree(REPOSITORY / "fltestbed", package, ignore=shutil.ignore_patterns("_content", "__pycache__"))
+        self.content = package / "_content"
+        for name in ("playbooks", "plugins/modules", "inventories/virtual", "inventories/attic", "experiments"):
+            (self.content / name).mkdir(parents=True)
+        shutil.copy(content_dir() / "ansible.cfg", self.content)
+        shutil.copytree(content_dir() / "roles" / "testbed", self.content / "roles" / "testbed")
+        self.inventory(INVENTORY)
+        (self.content / "experiments" / "tiny.yml").write_text("name: tiny\nrounds: 2\n")
+
+    def inventory(self, tree: dict[str, Any]) -> None:
+        (self.content / "inventories" / "virtual" / "hosts.json").write_text(json.dumps(tree))
+
+    def playbook(self, verb: str, *tasks: dict[str, Any], hosts: str = "all") -> None:
+        play = {"hosts": hosts, "gather_facts": False, "tasks": list(tasks)}
+        (self.content / "playbooks" / f"{verb}.yml").write_text(json.dumps([play]))
+
+    def module(self, name: str, body: str) -> None:
+        """Add a module; `body` sets `result` from `params`."""
+        source = (
+            "import json, os, sys, time\nfrom ansible.module_utils.basic import AnsibleModule\n"
+            "module = AnsibleModule(argument_spec={name: {'type': 'raw'} for name in ('a', 'b', 'c')})\n"
+            f"params = module.params\n{body}\nmodule.exit_json(**result)\n"
+        )
+        (self.content / "plugins" / "modules" / f"{name}.py").write_text(source)
+
+    def start(self, *args: str) -> subprocess.Popen[str]:
+        kept = {name: value for name, value in os.environ.items() if name != "FLTESTBED_INVENTORY"}
+        return subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, *args],
+            cwd=self.cwd,
+            env=kept | {"PYTHONPATH": str(self._path), "XDG_TEST": str(self.cwd)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, *args: str) -> tuple[int, str, str]:
+        """Return exit code, stdout and stderr."""
+        with self.start(*args) as process:
+            out, err = process.communicate(timeout=120)
+        return process.returncode, out, err
+
+    def processes(self) -> set[str]:
+        """Return the command lines of all that was started here and still runs, by a mark that Ansible passes on."""
+        found = set()
+        for entry in Path("/proc").glob("[0-9]*"):
+            try:
+                line = (entry / "cmdline").read_bytes().decode().replace("\0", " ")
+                environment = (entry / "environ").read_bytes().decode(errors="replace")
+            except OSError:
+                continue
+            if f"XDG_TEST={self.cwd}\0" in environment:
+                found.add(line)
+        return found
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Iterator[Cli]:
+    program = Cli(tmp_path)
+    yield program
+    left = program.processes()
+    assert not left, f"left running: {left}"
+
+
+def shell(script: str, **more: Any) -> dict[str, Any]:
+    return {"ansible.builtin.command": {"argv": ["sh", "-c", script]}, **more}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not happen"
+        time.sleep(0.05)
+
+
+def test_up_says_what_changed_and_where_the_log_is(cli: Cli) -> None:
+    cli.playbook("up", shell("true", name="Look", changed_when=False), shell("true", name="Mend"))
+    code, out, err = cli("up")
+    assert (code, out) == (0, "")
+    lines = err.splitlines()
+    assert sorted(lines[:3]) == ["pi-1: Mend", "pi-2: Mend", "server: Mend"]
+    assert lines[3:6] == ["pi-1    2 ok  1 changed", "pi-2    2 ok  1 changed", "server  2 ok  1 changed"]
+    log = re.fullmatch(r"\d+\.\d s, log: (.*)", lines[6])
+    assert log
+    assert Path(log[1]).is_relative_to(cli.cwd / ".fltestbed" / "virtual" / "logs")
+    assert "PLAY RECAP" in Path(log[1]).read_text()
+
+
+def test_verbose_shows_ansibles_output_on_stderr(cli: Cli) -> None:
+    cli.playbook("up", shell("true", name="Mend"))
+    code, out, err = cli("up", "-v", "--limit", "pi-1", "--check", "--diff")
+    assert (code, out) == (0, "")
+    assert "TASK [Mend]" in err
+    assert "server" not in err
+
+
+def test_failed_hosts_exit_with_5_and_say_why(cli: Cli) -> None:
+    cli.playbook(
+        "up", shell("echo no disk >&2; exit 1", name="Write", when="inventory_hostname == 'pi-2'"), shell("true")
+    )
+    code, _, err = cli("up")
+    assert code == 5
+    assert "pi-2: Write FAILED" in err
+    assert "pi-1    1 ok  1 changed" in err
+    assert (
+        "error: 1 of 3 hosts failed\n  pi-2: Write\n    non-zero return code (exit code 1)\n    no disk\nhint: " in err
+    )
+    assert "{" not in err
+
+
+def test_unreachable_hosts_exit_with_6(cli: Cli) -> None:
+    nowhere = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    INVENTORY_WITH_HOLE = json.loads(json.dumps(INVENTORY))
+    INVENTORY_WITH_HOLE["all"]["children"]["supernodes"]["hosts"]["pi-2"] = nowhere
+    cli.inventory(INVENTORY_WITH_HOLE)
+    cli.playbook("up", shell("true", name="Mend"))
+    code, _, err = cli("up")
+    assert code == 6
+    assert "pi-1: Mend" in err
+    assert "error: 1 of 3 hosts cannot be reached\n  pi-2: Mend\n" in err
+
+
+def test_a_playbook_that_does_not_load_exits_with_9(cli: Cli) -> None:
+    cli.playbook("up", {"no_such_module": {}})
+    code, _, err = cli("up")
+    assert code == 9
+    assert "no_such_module" in err
+    assert "logs/" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "message"),
+    [
+        (["upp"], 2, "No such command 'upp'"),
+        (["up", "--chekc"], 2, "No such option"),
+        (["run"], 2, "Missing argument 'EXPERIMENT'"),
+        (["run", "tiny", "--name", "My Run"], 2, "use a to z"),
+        (["up", "-i", "atic"], 3, "did you mean attic?"),
+        (["run", "tinny"], 3, "did you mean tiny?"),
+        (["run", "tiny", "--set", "rouns=1"], 3, "rounds"),
+        (["logs", "pi-3"], 3, "did you mean pi-2 or pi-1?"),
+        (["down"], 130, "give --yes"),
+        (["lab", "down"], 130, "give --yes"),
+    ],
+)
+def test_wrong_input_stops_before_any_host(cli: Cli, args: list[str], code: int, message: str) -> None:
+    got, out, err = cli(*args)
+    assert (got, out) == (code, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert not (cli.cwd / ".fltestbed").exists()
+
+
+def test_a_bug_keeps_its_traceback(cli: Cli) -> None:
+    cli.playbook("up", shell("true"))
+    (cli.cwd / ".fltestbed").write_text("a file where a folder belongs")
+    code, _, err = cli("up")
+    assert code == 1
+    assert "Traceback" in err
+
+
+def test_down_with_yes_does_not_ask(cli: Cli) -> None:
+    cli.playbook("down", shell("true", name="Remove"))
+    code, _, err = cli("down", "--yes")
+    assert code == 0
+    assert "pi-1: Remove" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_everything_within_3_seconds(cli: Cli, number: signal.Signals) -> None:
+    cli.playbook("up", shell("touch started-$PPID; exec sleep 60", name="Take long", args={"chdir": str(cli.cwd)}))
+    with cli.start("up") as process:
+        wait_for(lambda: len(list(cli.cwd.glob("started-*"))) == 3)
+        assert len([line for line in cli.processes() if line.startswith("sleep 60")]) == 1
+        began = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=10)
+        assert time.monotonic() - began < 3
+    assert process.returncode == 130
+    assert "the same command goes on from there" in err
+    assert "logs/" in err
+    assert cli.processes() == set()
+    cli.playbook("up", shell("true"))
+    assert cli("up")[0] == 0, "the lock was left behind"
+
+
+def test_ansible_that_ignores_the_signal_is_killed(cli: Cli) -> None:
+    cli.playbook("up", shell("trap '' INT TERM; touch started; sleep 60; sleep 60", args={"chdir": str(cli.cwd)}))
+    with cli.start("up", "--limit", "pi-1") as process:
+        wait_for((cli.cwd / "started").exists)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=10)
+        assert time.monotonic() - began < 3
+    assert process.returncode == 130
+
+
+def test_a_second_fltestbed_is_refused_with_8(cli: Cli) -> None:
+    cli.playbook("up", shell("touch started; while ! test -e go; do sleep 0.1; done", args={"chdir": str(cli.cwd)}))
+    with cli.start("up", "--limit", "pi-1") as first:
+        wait_for((cli.cwd / "started").exists)
+        code, _, err = cli("down", "--yes")
+        assert (code, f"process {first.pid}" in err) == (8, True)
+        (cli.cwd / "go").touch()
+        first.communicate(timeout=30)
+    assert first.returncode == 0
+
+
+RUN = """
+folder = os.path.join(params['a'], params['b'])
+os.makedirs(folder, exist_ok=True)
+number = params['c']
+rounds = {'round': number, 'seconds': 1.5, 'clients_ok': 1, 'clients_failed': 1, 'server_accuracy': 0.8,
+          'server_loss': 0.5, 'client_accuracy': 0.7}
+good = {'device': 'pi-1', 'client': 'pi-1', 'failure': None, 'train_seconds': number, 'examples': 100, 'accuracy': 0.75,
+        'peak_memory_mb': 400 + number}
+bad = {'device': 'pi-2', 'client': 'pi-2', 'failure': 'went offline', 'train_seconds': None, 'examples': None,
+       'accuracy': None, 'peak_memory_mb': None}
+for name, rows in (('rounds', [rounds]), ('clients', [good, bad])):
+    with open(os.path.join(folder, name + '.jsonl'), 'a') as file:
+        file.writelines(json.dumps(row) + '\\n' for row in rows)
+status = {'status': 'finished' if number == 2 else 'running', 'reason': None}
+with open(os.path.join(folder, 'run.json'), 'w') as file:
+    json.dump(status, file)
+result = {'round': rounds, 'clients': [good, bad], 'run': status}
+"""
+
+
+def training(*numbers: int) -> dict[str, Any]:
+    call = {"a": "{{ runs_dir }}", "b": "{{ run_name }}", "c": "{{ item }}"}
+    return {"name": "Await the rounds", "testbed_run": call, "loop": list(numbers)}
+
+
+def test_run_shows_rounds_clients_and_where_the_results_are(cli: Cli) -> None:
+    cli.module("testbed_run", RUN)
+    cli.playbook("run", training(1, 2), hosts="superlink")
+    code, out, err = cli("run", "tiny")
+    assert code == 0
+    assert "round 1/2  accuracy 0.8  loss 0.5  1.5 s  clients 1 ok, 1 failed" in err
+    assert out.splitlines() == [
+        "ROUNDS",
+        "round  seconds  clients ok  clients failed  server accuracy  server loss  client accuracy",
+        "    1      1.5           1               1              0.8          0.5              0.7",
+        "    2      1.5           1               1              0.8          0.5              0.7",
+        "",
+        "CLIENTS",
+        "device  client  rounds ok  rounds failed  train seconds  examples  accuracy  peak memory mb  last failure",
+        "pi-1    pi-1            2              0            1.5       100      0.75             402  -",
+        "pi-2    pi-2            0              2              -         -         -               -  went offline",
+    ]
+    [folder] = (cli.cwd / "runs").iterdir()
+    assert re.fullmatch(r"\d{8}-\d{6}-tiny", folder.name)
+    assert f"results: {folder}" in err
+
+
+def test_run_passes_settings_on_and_prints_json(cli: Cli) -> None:
+    cli.module("testbed_run", RUN)
+    tell = {
+        "ansible.builtin.copy": {
+            "dest": f"{cli.cwd}/told",
+            "content": "{{ [experiment_file, experiment_settings] | to_json }}",
+        }
+    }
+    cli.playbook("run", tell, training(1, 2), hosts="superlink")
+    code, out, _ = cli(
+        "run", "tiny", "--set", "train.batch_size=8", "--set", "rounds=2", "--name", "mine", "--format", "json"
+    )
+    assert code == 0
+    result = json.loads(out)
+    assert [row["round"] for row in result["rounds"]] == [1, 2]
+    assert result["clients"][1]["last_failure"] == "went offline"
+    file, settings = json.loads((cli.cwd / "told").read_text())
+    assert (Path(file).name, settings) == ("tiny.yml", ["train.batch_size=8", "rounds=2"])
+    assert [folder.name[15:] for folder in (cli.cwd / "runs").iterdir()] == ["-mine"]
+
+
+def test_a_run_that_did_not_finish_exits_with_7_and_shows_what_it_has(cli: Cli) -> None:
+    cli.module("testbed_run", RUN)
+    reason = {
+        "ansible.builtin.copy": {
+            "dest": "{{ runs_dir }}/{{ run_name }}/run.json",
+            "content": '{"status": "failed", "reason": "too few"}',
+        }
+    }
+    cli.playbook("run", training(1), reason, hosts="superlink")
+    code, out, err = cli("run", "tiny")
+    assert code == 7
+    assert "ROUNDS" in out
+    assert "error: the run is failed: too few" in err
+
+
+def test_ctrl_c_in_a_run_stops_it_and_keeps_what_is_there(cli: Cli) -> None:
+    cli.module("testbed_run", RUN)
+    cli.playbook("run", training(1), shell("exec sleep 60"), hosts="superlink")
+    cli.playbook("stop", shell("echo {{ run_name }} > {{ runs_dir }}/stopped", name="Stop"), hosts="superlink")
+    with cli.start("run", "tiny") as process:
+        wait_for(lambda: any(line.startswith("sleep 60") for line in cli.processes()))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    [folder] = (cli.cwd / "runs").glob("*-tiny")
+    assert process.returncode == 130
+    assert (cli.cwd / "runs" / "stopped").read_text().strip() == folder.name
+    assert f"error: the run was stopped; what it has is in {folder}" in err
+
+
+def test_a_second_ctrl_c_leaves_at_once(cli: Cli) -> None:
+    cli.playbook("run", shell("exec sleep 60"), hosts="superlink")
+    cli.playbook("stop", shell("exec sleep 61"), hosts="superlink")
+    with cli.start("run", "tiny") as process:
+        wait_for(lambda: any(line.startswith("sleep 60") for line in cli.processes()))
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: any(line.startswith("sleep 61") for line in cli.processes()))
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=10)
+        assert time.monotonic() - began < 3
+    assert process.returncode == 130
+    assert "left before the run was stopped" in err
+    assert "fltestbed stop ends it" in err
+
+
+def test_help_comes_fast(cli: Cli) -> None:
+    began = time.monotonic()
+    spent = min(_cpu_seconds(cli, "-h") for _ in range(3))
+    assert spent < 0.3, f"{spent:.2f} CPU-s (wall time {time.monotonic() - began:.2f} s for three)"
+
+
+def _cpu_seconds(cli: Cli, *args: str) -> float:
+    before = os.times()
+    assert cli(*args)[0] == 0
+    after = os.times()
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_status_shows_all_and_tells_with_5_or_6_what_is_wrong(cli: Cli) -> None:
+    cli.module(
+        "testbed_status",
+        "result = {'os': 'Debian', 'arch': 'aarch64', 'docker': '26.1', 'containers': [], 'nodes': [], 'run': None}",
+    )
+    cli.playbook("status", {"testbed_status": {}})
+    code, out, err = cli("status", "--format", "json")
+    assert code == 5
+    assert [row["docker"] for row in json.loads(out)["hosts"]] == ["26.1"] * 3
+    assert "client-pi-2 is not there" in err
+    unreachable = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
+    cli.playbook("status", {"testbed_status": {}, "vars": unreachable})
+    code, out, err = cli("status")
+    assert code == 6
+    assert out.startswith("HOSTS\nhost    os  arch  docker\nserver  -   -     -\n")
+    assert "error: 3 of 3 hosts cannot be reached" in err

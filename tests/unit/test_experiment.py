@@ -1,0 +1,169 @@
+"""The experiment file: what is accepted, what is said about mistakes, and the module that makes it a plan."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_dataset import write_idx
+
+from fltestbed import experiment
+from fltestbed.errors import ExperimentError
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ROOT / "experiments/fashion-mnist-cnn.yml"
+
+
+def write(folder: Path, text: str) -> Path:
+    file = folder / "mine.yml"
+    file.write_text(text)
+    return file
+
+
+def test_the_shipped_file_shows_every_key() -> None:
+    shown = yaml.safe_load(SHIPPED.read_text())
+    resolved = experiment.load(SHIPPED).model_dump()
+    assert {key: value for key, value in resolved.items() if not isinstance(value, dict)}.keys() <= shown.keys()
+    for part in ("data", "partitioner", "strategy", "train"):
+        assert shown[part] == resolved[part]
+
+
+def test_a_name_is_all_that_is_needed(tmp_path: Path) -> None:
+    assert experiment.load(write(tmp_path, "name: mine")).partitioner.name == "iid"
+
+
+@pytest.mark.parametrize(
+    ("text", "said", "hint"),
+    [
+        ("name: mine\nrouds: 3", "mine.yml:2: rouds: no such key", "rounds"),
+        ("name: mine\ntrain:\n  learnig_rate: 1", "mine.yml:3: train.learnig_rate: no such key", "train.learning_rate"),
+        ("rounds: 3", "name: is missing", ""),
+        ("name: mine\nrounds: 0", "mine.yml:2: rounds: Input should be greater than or equal to 1, but it is 0", ""),
+        ("name: mine\nrounds: '5'", "rounds: Input should be a valid integer, but it is '5'", ""),
+        ("name: a/b", "mine.yml:1: name:", ""),
+        ("name: mine\npartitioner: {name: dirichlet, alpha: -1}", "mine.yml:2: partitioner.alpha:", ""),
+        ("name: mine\npartitioner: {name: iid, alpha: 1}", "mine.yml:2: partitioner.alpha: no such key", ""),
+        ("name: mine\npartitioner: {name: lda}", "mine.yml:2: partitioner: Input tag 'lda'", ""),
+        ("name: mine\ntrain: {learning_rate: .nan}", "train.learning_rate: Input should be a finite number", ""),
+        ("- name", "is not a mapping", ""),
+        ("name: [", "is not valid YAML", ""),
+    ],
+)
+def test_mistakes_name_line_and_key(tmp_path: Path, text: str, said: str, hint: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        experiment.load(write(tmp_path, text))
+    assert said in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_all_mistakes_are_told_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        experiment.load(write(tmp_path, "name: mine\nrounds: 0\nseed: -1"))
+    assert [line.split(": ")[1] for line in caught.value.message.splitlines()] == ["rounds", "seed"]
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError, match=r"none\.yml: cannot be read: No such file"):
+        experiment.load(tmp_path / "none.yml")
+
+
+def test_settings_go_before_the_file(tmp_path: Path) -> None:
+    file = write(tmp_path, "name: mine\nrounds: 9\ntrain: {batch_size: 8}")
+    read = experiment.load(
+        file, ["rounds=2", "train.learning_rate=1e-3", "partitioner.name=dirichlet", "min_clients=1"]
+    )
+    assert (read.rounds, read.train.batch_size, read.train.learning_rate, read.min_clients) == (2, 8, 0.001, 1)
+    assert read.partitioner == experiment.Dirichlet(name="dirichlet", alpha=0.5)
+
+
+def test_a_new_name_drops_the_arguments_of_the_old_one() -> None:
+    assert experiment.load(SHIPPED, ["partitioner.name=iid"]).partitioner == experiment.Iid(name="iid")
+    assert experiment.load(SHIPPED, ["name=other"]).rounds == experiment.load(SHIPPED).rounds
+
+
+@pytest.mark.parametrize(
+    ("setting", "said", "hint"),
+    [
+        ("train.batchsize=3", "there is no key 'train.batchsize'", "train.batch_size"),
+        ("rounds", "is not of the form key=value", "rounds=2"),
+        ("rounds=[", "the value is not valid YAML", "quote it"),
+        ("rounds=0", "setting 'rounds=0': rounds: Input should be greater", ""),
+        ("train={batch_size: 0}", "setting 'train={batch_size: 0}': train.batch_size:", ""),
+    ],
+)
+def test_mistakes_in_settings_name_the_setting(setting: str, said: str, hint: str) -> None:
+    with pytest.raises(ExperimentError) as caught:
+        experiment.load(SHIPPED, [setting])
+    assert said in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_the_app_declares_the_settings_with_the_same_defaults(tmp_path: Path) -> None:
+    declared = tomllib.loads((ROOT / "fl_app/pyproject.toml").read_text())["tool"]["flwr"]["app"]["config"]
+    defaults = experiment.load(write(tmp_path, "name: mine")).run_config()
+    assert declared == {"run": "", **defaults}
+
+
+def run_module(cache_dir: Path, **arguments: Any) -> dict[str, Any]:
+    """Run the Ansible module as Ansible does, with a small data set in the cache."""
+    given = {
+        "experiment": str(SHIPPED),
+        "clients": [{"device": "pi-1", "client": "pi-1-1"}, {"device": "pi-1", "client": "pi-1-2"}],
+        "cache_dir": str(cache_dir),
+        "content_dir": str(ROOT),
+        **arguments,
+    }
+    done = subprocess.run(
+        [sys.executable, ROOT / "plugins/modules/testbed_experiment.py"],
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": given}),
+        cwd=ROOT,
+        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_the_module_returns_a_plan_and_changes_nothing_the_second_time(tmp_path: Path) -> None:
+    write_idx(tmp_path / "data/fashion-mnist", train=1000, test=50)
+    first = run_module(tmp_path, settings=["rounds=2"])
+    assert first["changed"]
+    assert first["experiment"]["rounds"] == 2
+    assert first["app_dir"] == str(ROOT / "fl_app")
+    assert first["run_config"]["batch-size"] == 32
+    assert first["test_set"]["examples"] == 50
+    assert [(part["client"], part["id"]) for part in first["partitions"]] == [("pi-1-1", 0), ("pi-1-2", 1)]
+    assert sum(part["examples"] + part["held_out"] for part in first["partitions"]) == 1000
+    second = run_module(tmp_path, settings=["rounds=2"])
+    assert not second["changed"]
+    assert second["partitions"] == first["partitions"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"experiment": "/none.yml"}, "/none.yml: cannot be read"),
+        ({"settings": ["min_clients=3"]}, "min_clients: is 3, but the inventory has 2 clients"),
+        ({"settings": ["app=none"]}, "there is no Flower app 'none'"),
+        ({"clients": []}, "the inventory has no clients"),
+    ],
+)
+def test_the_module_fails_with_the_reason(tmp_path: Path, arguments: dict[str, Any], said: str) -> None:
+    write_idx(tmp_path / "data/fashion-mnist", train=1000, test=50)
+    result = run_module(tmp_path, **arguments)
+    assert result["failed"]
+    assert said in result["msg"]
+
+
+def test_an_app_beside_the_experiment_must_know_the_settings(tmp_path: Path) -> None:
+    file = write(tmp_path, "name: mine\napp: own")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own/pyproject.toml").write_text("[tool.flwr.app.config]\nrun = ''\nmodel = ''\n")
+    result = run_module(tmp_path, experiment=str(file))
+    assert "[tool.flwr.app.config] lacks batch-size, data-fraction" in result["msg"]

@@ -1,0 +1,162 @@
+"""The ClientApp: its settings, its data, its training, and its replies when it cannot train."""
+
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from small_dataset import images_and_labels
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "fl_app"))
+
+from testbed_app import client, limits, models
+from testbed_app.errors import AppError
+
+# What Flower sets before it starts an app.
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+RUN_CONFIG: dict[str, bool | float | int | str] = {
+    "model": "cnn",
+    "seed": 42,
+    "momentum": 0.9,
+    "batch-size": 32,
+    "learning-rate": 0.05,
+    "local-epochs": 1,
+    "data-fraction": 0.5,
+}
+
+
+@pytest.fixture
+def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Put a client's file into its data folder and return the hash."""
+    images, labels = images_and_labels(500, seed=0)
+    file = tmp_path / "shard.npz"
+    np.savez(
+        file,
+        train_images=images[:400],
+        train_labels=labels[:400],
+        held_out_images=images[400:],
+        held_out_labels=labels[400:],
+    )
+    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.rename(tmp_path / f"{sha256}.npz")
+    monkeypatch.setenv("FLTESTBED_DATA", str(tmp_path))
+    return sha256
+
+
+def ask(sha256: str, number: int = 1, **node_config: Any) -> Message:
+    """Send the ClientApp a train message and return its reply."""
+    arrays = ArrayRecord(models.create("cnn", seed=42).state_dict())
+    config = ConfigRecord({"server-round": number, "partition-sha256": sha256})
+    message = Message(RecordDict({"arrays": arrays, "config": config}), dst_node_id=5, message_type="train")
+    node = {"device": "pi-1", "client": "pi-1-2", "partition-id": 1, "num-partitions": 2}
+    node |= {name.replace("_", "-"): value for name, value in node_config.items()}
+    return client.app(message, Context(1, 5, node, RecordDict(), RUN_CONFIG))
+
+
+def test_a_reply_has_the_trained_arrays_and_the_figures(shard: str) -> None:
+    reply = ask(shard, batch_size=16, learning_rate=0.02)
+    figures = reply.content.metric_records["metrics"]
+    assert figures["num-examples"] == 200
+    assert figures["eval-examples"] == 100
+    assert (figures["batch-size"], figures["learning-rate"]) == (16, 0.02)
+    assert (figures["local-epochs"], figures["data-fraction"]) == (1, 0.5)
+    assert figures["threads"] == limits.threads()
+    assert figures["peak-memory-mb"] > 50
+    trained = reply.content.array_records["arrays"].to_torch_state_dict()
+    assert any(not trained[name].equal(value) for name, value in models.create("cnn", seed=42).state_dict().items())
+
+
+def test_training_learns(shard: str) -> None:
+    few = ask(shard, data_fraction=1.0).content.metric_records["metrics"]
+    many = ask(shard, data_fraction=1.0, local_epochs=6).content.metric_records["metrics"]
+    assert many["train-loss"] < few["train-loss"]
+    assert many["accuracy"] > 0.9
+
+
+def test_the_same_round_trains_the_same_and_another_differs(shard: str) -> None:
+    def loss(number: int) -> Any:
+        return ask(shard, number).content.metric_records["metrics"]["train-loss"]
+
+    assert loss(1) == loss(1)
+    assert loss(1) != loss(2)
+
+
+def test_evaluation_counts_every_example() -> None:
+    images, labels = images_and_labels(1203, seed=0)  # no multiple of the batch
+    model = models.create("cnn", seed=1)
+    loss, accuracy = models.evaluate(model, images, labels)
+    parts = [models.evaluate(model, images[cut], labels[cut]) for cut in (slice(0, 400), slice(400, None))]
+    assert accuracy == pytest.approx((400 * parts[0][1] + 803 * parts[1][1]) / 1203)
+    assert loss == pytest.approx((400 * parts[0][0] + 803 * parts[1][0]) / 1203)
+
+
+def test_another_file_is_refused_with_the_reason(shard: str, tmp_path: Path) -> None:
+    with (tmp_path / f"{shard}.npz").open("ab") as file:
+        file.write(b"more")
+    reply = ask(shard)
+    assert reply.has_error()
+    assert reply.error.code == client.REFUSED
+    assert reply.error.reason is not None
+    assert reply.error.reason.startswith(f"{tmp_path}/{shard}.npz is not the file of this run: its hash is ")
+
+
+def test_a_missing_file_is_refused_with_the_reason(shard: str, tmp_path: Path) -> None:
+    (tmp_path / f"{shard}.npz").unlink()
+    reason = ask(shard).error.reason
+    assert (
+        reason
+        == f"{tmp_path}/{shard}.npz cannot be read: No such file or directory; bring the partitions again"
+    )
+
+
+def test_an_impossible_setting_is_refused_with_the_reason(shard: str) -> None:
+    assert ask(shard, batch_size=0).error.reason == "batch-size must be a whole number above 0, it is 0"
+
+
+def test_a_clients_own_settings_go_before_the_runs() -> None:
+    run = client.Settings.resolve({}, RUN_CONFIG)
+    assert run == client.Settings(batch_size=32, learning_rate=0.05, local_epochs=1, data_fraction=0.5)
+    own = client.Settings.resolve({"local-epochs": 3, "data-fraction": 1}, RUN_CONFIG)
+    assert own == client.Settings(batch_size=32, learning_rate=0.05, local_epochs=3, data_fraction=1.0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("batch-size", 1.5, "batch-size must be a whole number above 0"),
+        ("batch-size", True, "batch-size must be a whole number above 0"),
+        ("learning-rate", "fast", "learning-rate must be a number above 0"),
+        ("learning-rate", float("nan"), "learning-rate must be a number above 0"),
+        ("data-fraction", 1.1, "data-fraction must be a number above 0, at most 1"),
+    ],
+)
+def test_impossible_settings(key: str, value: object, said: str) -> None:
+    with pytest.raises(AppError, match=said):
+        client.Settings.resolve({key: value}, RUN_CONFIG)
+
+
+def test_an_unknown_model() -> None:
+    with pytest.raises(AppError, match="there is no model 'resnet'; the app has cnn"):
+        models.create("resnet", seed=1)
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "40000 100000\n"}, 0.4),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "150000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 1.5),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({}, None),
+    ],
+)
+def test_the_quota_of_the_control_group(tmp_path: Path, files: dict[str, str], quota: float | None) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert limits.cpu_quota(tmp_path) == quota

@@ -1,0 +1,368 @@
+"""The ServerApp's rounds, with the real ClientApp behind a grid that can lose clients."""
+
+import hashlib
+import json
+import socket
+import sys
+import urllib.request
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+from small_dataset import images_and_labels
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "fl_app"))
+
+from testbed_app import client, server
+from testbed_app.errors import AppError
+from testbed_app.telemetry import Exporter
+
+# What Flower sets before it starts an app.
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+NAMES = ("pi-1", "pi-2")
+RUN_CONFIG: dict[str, bool | float | int | str] = {
+    "run": "r1",
+    "model": "cnn",
+    "seed": 42,
+    "momentum": 0.9,
+    "batch-size": 32,
+    "learning-rate": 0.05,
+    "local-epochs": 2,
+    "data-fraction": 1.0,
+}
+Reply = Callable[[Message, Context], Message | None]
+
+
+def failing(code: int) -> Reply:
+    """Return what a SuperLink replies with, in its own name, for a client that cannot."""
+
+    def reply(message: Message, _context: Context) -> Message:
+        answer = Message(Error(code), reply_to=message)
+        answer.metadata.__dict__["_src_node_id"] = 1
+        return answer
+
+    return reply
+
+
+def silent(_message: Message, _context: Context) -> None:
+    """Never reply."""
+
+
+@dataclass
+class LocalGrid(Grid):
+    """Runs the ClientApp where a message is pushed. By (client, round), `replies` puts another reply in its place.
+
+    By round, `offline` names the clients that are not there; a name in `restarting` is a SuperNode that starts anew
+    after every look.
+    """
+
+    replies: dict[tuple[str, int], Reply] = field(default_factory=dict)
+    offline: dict[int, set[str]] = field(default_factory=dict)
+    restarting: set[str] = field(default_factory=set)
+    node_config: dict[str, dict[str, Any]] = field(default_factory=dict)
+    round: int = 1
+    looks: int = 0
+    waiting: dict[str, Message] = field(default_factory=dict)
+
+    def get_nodes(self) -> list[NodeInfo]:
+        self.looks += 1
+        online = [name for name in NAMES if name not in self.offline.get(self.round, set())]
+        return [NodeInfo(node_id=999, name="of-another-testbed")] + [
+            NodeInfo(
+                node_id=100 + NAMES.index(name),
+                name=name,
+                last_activated_at=str(self.looks if name in self.restarting else 0),
+            )
+            for name in online
+        ]
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        ids = []
+        for message in messages:
+            number = message.content.config_records["config"]["server-round"]
+            assert isinstance(number, int)
+            name = NAMES[message.metadata.dst_node_id - 100]
+            message_id = f"{name}/{number}"
+            message.metadata.__dict__["_message_id"] = message_id
+            node = {"client": name, "partition-id": NAMES.index(name), **self.node_config.get(name, {})}
+            context = Context(1, message.metadata.dst_node_id, node, RecordDict(), RUN_CONFIG)
+            reply = self.replies.get((name, number), client.app)(message, context)
+            if reply is not None:
+                self.waiting[message_id] = reply
+            ids.append(message_id)
+            self.round = number + 1
+        return ids
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        return [self.waiting.pop(message_id) for message_id in message_ids if message_id in self.waiting]
+
+    def get_node_ids(self) -> Iterable[int]:
+        raise AssertionError("a strategy has to choose from the run's clients")
+
+    run = property(lambda self: None)  # type: ignore[assignment]
+
+    def set_run(self, run: Any) -> None: ...
+
+    def create_message(self, *args: Any, **kwargs: Any) -> Message:
+        raise NotImplementedError
+
+    def send_and_receive(self, *args: Any, **kwargs: Any) -> Iterable[Message]:
+        raise NotImplementedError
+
+
+def put(folder: Path, **arrays: Any) -> str:
+    """Write a data file under its hash."""
+    np.savez(folder / "new.npz", **arrays)
+    sha256 = hashlib.sha256((folder / "new.npz").read_bytes()).hexdigest()
+    (folder / "new.npz").rename(folder / f"{sha256}.npz")
+    return sha256
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Prepare a run of two rounds with two clients, as the deployer does, and return its folder."""
+    monkeypatch.setenv("FLTESTBED_DATA", str(tmp_path))
+    monkeypatch.setenv("FLTESTBED_RUNS", str(tmp_path))
+    monkeypatch.setenv("FLTESTBED_METRICS_PORT", "0")
+    monkeypatch.setattr(server, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(server, "ONLINE_POLL_SECONDS", 0.01)
+    clients = []
+    for number, name in enumerate(NAMES):
+        images, labels = images_and_labels(250, seed=number)
+        train, held_out = slice(0, 200), slice(200, None)
+        sha256 = put(
+            tmp_path,
+            train_images=images[train],
+            train_labels=labels[train],
+            held_out_images=images[held_out],
+            held_out_labels=labels[held_out],
+        )
+        partition = {"id": number, "sha256": sha256, "examples": 200}
+        clients.append({"device": name, "client": name, "partition": partition})
+    images, labels = images_and_labels(300, seed=9)
+    plan = {
+        "run": "r1",
+        "experiment": {
+            "model": "cnn",
+            "seed": 42,
+            "rounds": 2,
+            "strategy": {"name": "fedavg", "fraction_train": 1.0},
+            "min_clients": None,
+            "client_wait": 0.2,
+            "round_timeout": 20,
+        },
+        "clients": clients,
+        "partition_set": "x",
+        "test_set": {"sha256": put(tmp_path, images=images, labels=labels), "examples": 300},
+    }
+    (tmp_path / "r1").mkdir()
+    (tmp_path / "r1/experiment.json").write_text(json.dumps(plan))
+    return tmp_path / "r1"
+
+
+def change(folder: Path, **values: Any) -> None:
+    plan = json.loads((folder / "experiment.json").read_text())
+    plan["experiment"].update(values)
+    (folder / "experiment.json").write_text(json.dumps(plan))
+
+
+def lead(grid: Grid) -> None:
+    server.app(grid, Context(77, 1, {}, RecordDict(), RUN_CONFIG))
+
+
+def strict(text: str) -> Any:
+    """Read JSON, without the NaN that Python writes and others refuse."""
+
+    def refuse(word: str) -> None:
+        raise AssertionError(f"{word} is no JSON")
+
+    return json.loads(text, parse_constant=refuse)
+
+
+def rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    return [strict(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+
+
+def failures(folder: Path) -> dict[tuple[str, int], str]:
+    return {(row["client"], row["round"]): row["failure"] for row in rows(folder, "clients") if row["failure"]}
+
+
+def state(folder: Path) -> dict[str, Any]:
+    read: dict[str, Any] = strict((folder / "run.json").read_text())
+    return read
+
+
+def test_a_run_leaves_its_rows_its_state_and_its_model(folder: Path) -> None:
+    lead(LocalGrid())
+    clients, rounds = rows(folder, "clients"), rows(folder, "rounds")
+    assert sorted((row["round"], row["client"], row["status"]) for row in clients) == [
+        (number, name, "ok") for number in (1, 2) for name in NAMES
+    ]
+    assert clients[0].keys() == {
+        "run",
+        "device",
+        "client",
+        "round",
+        "start",
+        "end",
+        "status",
+        "failure",
+        *server.FIGURES,
+    }
+    assert rounds[0].keys() >= {"start", "end", "seconds", "clients_selected", "clients_failed", "client_accuracy"}
+    assert [row["clients_ok"] for row in rounds] == [2, 2]
+    assert [row["round"] for row in rounds] == [1, 2]
+    assert rounds[1]["server_loss"] < rounds[0]["server_loss"]
+    assert rounds[0]["train_loss"] == pytest.approx((clients[0]["train_loss"] + clients[1]["train_loss"]) / 2)
+    assert rounds[0]["start"] <= clients[0]["start"] <= clients[0]["end"] <= rounds[0]["end"]
+    ended = state(folder)
+    assert (ended["status"], ended["reason"], ended["round"], ended["rounds"]) == ("finished", None, 2, 2)
+    assert ended["flwr_run_id"] == "77"
+    model = server.models.create("cnn", seed=0)
+    model.load_state_dict(server.torch.load(folder / "model.pt"))
+    images, labels = images_and_labels(300, seed=9)
+    assert server.models.evaluate(model, images, labels)[1] == rounds[1]["server_accuracy"]
+    assert {path.name for path in folder.iterdir()} == {
+        "clients.jsonl",
+        "experiment.json",
+        "model.pt",
+        "rounds.jsonl",
+        "run.json",
+    }
+
+
+def test_a_run_that_lacks_a_client_ends_with_its_name(folder: Path) -> None:
+    with pytest.raises(AppError):
+        lead(LocalGrid(offline={1: {"pi-2"}}))
+    assert state(folder)["status"] == "failed"
+    assert state(folder)["reason"] == "1 of 2 clients were online after 0.2 s (client_wait): pi-2 missing"
+    assert not (folder / "rounds.jsonl").exists()
+
+
+def test_fewer_clients_are_enough_where_the_experiment_says_so(folder: Path) -> None:
+    change(folder, min_clients=1)
+    lead(LocalGrid(offline={1: {"pi-2"}}))
+    assert failures(folder) == {("pi-2", 1): "offline when the round began"}
+    assert [row["clients_ok"] for row in rows(folder, "rounds")] == [1, 2]
+
+
+def test_a_client_that_goes_is_named_and_takes_part_again(folder: Path) -> None:
+    change(folder, rounds=3)
+    lead(LocalGrid(replies={("pi-1", 1): failing(5)}, offline={2: {"pi-1"}}))
+    said = failures(folder)
+    assert said.keys() == {("pi-1", 1), ("pi-1", 2)}
+    assert said["pi-1", 1].startswith("went offline in the middle of the round")
+    counted = [(row["clients_selected"], row["clients_ok"], row["clients_failed"]) for row in rows(folder, "rounds")]
+    assert counted == [(2, 1, 1), (1, 1, 1), (2, 2, 0)]
+    assert state(folder)["status"] == "finished"
+
+
+def test_a_run_whose_clients_are_all_gone_ends_with_their_names(folder: Path) -> None:
+    with pytest.raises(AppError):
+        lead(LocalGrid(offline={2: {"pi-1", "pi-2"}}))
+    assert state(folder)["reason"] == "0 of 1 clients were online after 0.2 s (client_wait): pi-1, pi-2 missing"
+    assert len(rows(folder, "rounds")) == 1
+
+
+def test_a_client_that_never_replies_does_not_hold_up_the_run(folder: Path) -> None:
+    change(folder, round_timeout=0.3)
+    lead(LocalGrid(replies={("pi-2", 1): silent}))
+    assert failures(folder) == {("pi-2", 1): "no reply within 0.3 s (round_timeout)"}
+
+
+def test_a_supernode_that_starts_anew_is_not_waited_for(folder: Path) -> None:
+    change(folder, rounds=1)
+    lead(LocalGrid(replies={("pi-2", 1): silent}, restarting={"pi-2"}))
+    assert failures(folder) == {("pi-2", 1): "its SuperNode was started anew in the middle of the round"}
+    assert rows(folder, "rounds")[0]["seconds"] < 10
+
+
+def test_a_client_without_its_data_is_named_with_the_file(folder: Path) -> None:
+    sha256 = json.loads((folder / "experiment.json").read_text())["clients"][1]["partition"]["sha256"]
+    (folder.parent / f"{sha256}.npz").write_bytes(b"another file")
+    lead(LocalGrid())
+    assert failures(folder).keys() == {("pi-2", 1), ("pi-2", 2)}
+    assert f"{sha256}.npz is not the file of this run" in failures(folder)["pi-2", 1]
+
+
+def test_two_rounds_without_any_result_end_the_run(folder: Path) -> None:
+    change(folder, rounds=5)
+    with pytest.raises(AppError):
+        lead(LocalGrid(replies={(name, number): failing(8) for name in NAMES for number in (2, 3)}))
+    assert len(rows(folder, "rounds")) == 3
+    assert rows(folder, "rounds")[2]["train_loss"] is None
+    reason = state(folder)["reason"]
+    assert reason.startswith("no client succeeded in round 3: pi-1: its training process died")
+    assert "pi-2: " in reason
+
+
+def test_one_round_without_any_result_does_not(folder: Path) -> None:
+    change(folder, rounds=3)
+    lead(LocalGrid(replies={(name, 2): failing(8) for name in NAMES}))
+    losses = [row["server_loss"] for row in rows(folder, "rounds")]
+    assert losses[1] == losses[0] != losses[2]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(folder: Path) -> None:
+    with pytest.raises(AppError):
+        lead(LocalGrid(node_config={"pi-2": {"learning-rate": 1e30}}))
+    assert state(folder)["status"] == "failed"
+    assert state(folder)["reason"].startswith("round 1: pi-2: its loss is nan after training: lower the learning rate")
+    diverged = rows(folder, "clients")[1]
+    assert (diverged["status"], diverged["train_loss"]) == ("failed", None)
+    assert np.isfinite(rows(folder, "rounds")[0]["server_loss"])
+
+
+def test_a_share_of_the_clients_is_the_same_for_the_same_seed(folder: Path) -> None:
+    change(folder, rounds=4, strategy={"name": "fedavg", "fraction_train": 0.5})
+    lead(LocalGrid())
+    chosen = [row["client"] for row in rows(folder, "clients")]
+    assert len(chosen) == 4
+    (folder / "clients.jsonl").unlink()
+    lead(LocalGrid())
+    assert [row["client"] for row in rows(folder, "clients")] == chosen
+
+
+def test_a_stopped_run_says_so(folder: Path) -> None:
+    def stop(_message: Message, _context: Context) -> None:
+        raise SystemExit(0)
+
+    with pytest.raises(SystemExit):
+        lead(LocalGrid(replies={("pi-1", 2): stop}))
+    assert (state(folder)["status"], state(folder)["reason"]) == ("failed", "stopped before its last round")
+    assert (folder / "model.pt").exists()
+
+
+def test_the_metrics_are_served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lead(LocalGrid())
+    exporter = Exporter([{"device": "pi-1", "client": "pi-1"}])
+    try:
+        exporter.round(rows(folder, "rounds")[1])
+        exporter.client(rows(folder, "clients")[0])
+        exporter.client({"device": "pi-1", "client": "pi-1", "failure": "gone"})
+        assert exporter._served is not None
+        with urllib.request.urlopen(f"http://127.0.0.1:{exporter._served[0].server_port}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+    finally:
+        exporter.close()
+    served = {line.rsplit(" ", 1)[0]: float(line.rsplit(" ", 1)[1]) for line in lines if not line.startswith("#")}
+    assert served["fl_round"] == 2
+    assert served["model_accuracy"] == rows(folder, "rounds")[1]["server_accuracy"]
+    assert served['fl_client_examples{client="pi-1",device="pi-1"}'] == 200
+    assert served['fl_client_failures_total{client="pi-1",device="pi-1"}'] == 1
+    assert {"model_loss", "fl_round_duration_seconds"} < served.keys()
+
+
+def test_a_port_in_use_costs_only_the_metrics(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as taken:  # noqa: S104
+        monkeypatch.setenv("FLTESTBED_METRICS_PORT", str(taken.getsockname()[1]))
+        lead(LocalGrid())
+    assert state(folder)["status"] == "finished"

@@ -1,0 +1,186 @@
+"""What an inventory may say, and what becomes of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fltestbed.errors import InventoryError
+from fltestbed.inventory import load, resolve_clients
+from fltestbed.paths import content_dir, find_inventory
+
+PROFILES = {"rpi4": {"cpus": 4, "memory": "3840m", "source": "brief"}, "rpi3": {"cpus": 4, "memory": "768m"}}
+
+
+def write(folder: Path, devices: dict[str, Any], server: str = "server") -> Path:
+    tree = {"testbed": {"children": {"superlink": {"hosts": {server: None}}, "supernodes": {"hosts": devices}}}}
+    folder.mkdir()
+    (folder / "hosts.yml").write_text(yaml.safe_dump(tree))
+    return folder
+
+
+def resolve(**hostvars: Any) -> list[dict[str, Any]]:
+    return resolve_clients("pi-1", hostvars, PROFILES)
+
+
+def test_a_device_without_a_word_is_one_client_without_limits() -> None:
+    assert resolve() == [{"device": "pi-1", "client": "pi-1", "cpus": None, "memory": None, "settings": {}}]
+
+
+def test_the_nearest_word_counts() -> None:
+    [client] = resolve(
+        testbed_client_defaults={"cpus": 1, "memory": "1g", "batch_size": 8, "local_epochs": 3, "data_fraction": 0.5},
+        testbed_profile="rpi4",
+        testbed_client={"memory": "2g", "batch_size": 16},
+        testbed_clients=[{"batch_size": 32}],
+    )
+    assert (client["cpus"], client["memory"]) == (4.0, 2 * 1024**3)
+    assert client["settings"] == {"batch_size": 32, "local_epochs": 3, "data_fraction": 0.5}
+
+
+def test_several_clients_are_numbered_and_have_their_own_limits() -> None:
+    clients = resolve(testbed_clients=[{"cpus": 2, "memory": "2g"}, {"cpus": 0.5, "memory": "512M"}])
+    assert [(client["client"], client["cpus"], client["memory"]) for client in clients] == [
+        ("pi-1-1", 2.0, 2147483648),
+        ("pi-1-2", 0.5, 536870912),
+    ]
+
+
+def test_an_own_profile_goes_before_one_of_the_same_name() -> None:
+    own = {"rpi4": {"cpus": 2, "memory": "1g"}}
+    [client] = resolve_clients("pi-1", {"testbed_profile": "rpi4"}, PROFILES, own)
+    assert (client["cpus"], client["memory"]) == (2.0, 1024**3)
+
+
+@pytest.mark.parametrize(
+    ("memory", "in_bytes"), [("8192k", 8 * 1024**2), ("1.5g", 1610612736), ("6m", 6 * 1024**2), (10485760, 10485760)]
+)
+def test_memory_units_are_dockers(memory: str | int, in_bytes: int) -> None:
+    assert resolve(testbed_client={"memory": memory})[0]["memory"] == in_bytes
+
+
+@pytest.mark.parametrize(
+    ("entry", "message", "hint"),
+    [
+        ({"memory": "2gg"}, "memory cannot be '2gg'", "512m or 2g"),
+        ({"memory": 2}, "memory cannot be 2", "at least 6m"),
+        ({"memory": "-1g"}, "memory cannot be '-1g'", "512m or 2g"),
+        ({"cpus": "fast"}, "cpus cannot be 'fast'", "0.5 or 4"),
+        ({"cpus": 0}, "cpus cannot be 0", "0.5 or 4"),
+        ({"cpus": True}, "cpus cannot be True", "0.5 or 4"),
+        ({"cpus": "nan"}, "cpus cannot be 'nan'", "0.5 or 4"),
+        ({"batch_size": 0.5}, "batch_size cannot be 0.5", "whole number"),
+        ({"learning_rate": 0}, "learning_rate cannot be 0", "above 0"),
+        ({"data_fraction": 1.5}, "data_fraction cannot be 1.5", "at most 1"),
+        ({"memroy": "1g"}, "unknown key 'memroy'", "did you mean memory?"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(entry: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(InventoryError) as caught:
+        resolve(testbed_clients=[entry])
+    assert "pi-1: " in caught.value.message
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("hostvars", "message", "hint"),
+    [
+        ({"testbed_profile": "rpi44"}, "no profile 'rpi44'", "did you mean rpi4"),
+        ({"testbed_clients": {"cpus": 1}}, "must be a list", "one entry a client"),
+        ({"testbed_clients": ["fast"]}, "must be a mapping", "{cpus: 1"),
+        ({"testbed_client": [1]}, "must be a mapping", "{cpus: 1"),
+        ({"testbed_client_defaults": {"cpu": 1}}, "unknown key 'cpu'", "did you mean cpus?"),
+        ({"testbed_profile": "rpi4", "testbed_clients": [{}, {}]}, "8 cpus together", "a cpus limit"),
+        (
+            {"testbed_profile": "rpi4", "testbed_clients": [{"cpus": 1}, {"cpus": 1}]},
+            "7680m together",
+            "a memory limit",
+        ),
+    ],
+)
+def test_variables_of_a_device_are_checked(hostvars: dict[str, Any], message: str, hint: str) -> None:
+    with pytest.raises(InventoryError) as caught:
+        resolve(**hostvars)
+    assert message in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_folder_becomes_a_testbed(tmp_path: Path) -> None:
+    folder = write(tmp_path / "lab", {"pi-1": {"testbed_profile": "rpi3"}, "pi-2": {"testbed_clients": [{}, {}]}})
+    (folder / "group_vars").mkdir()
+    (folder / "group_vars" / "supernodes.yml").write_text(
+        'ansible_ssh_private_key_file: "{{ testbed_state_dir }}/key"\nansible_become_password: secret\n'
+    )
+    testbed = load(folder)
+    assert (testbed.name, testbed.server.name) == ("lab", "server")
+    assert [host.name for host in testbed.hosts] == ["server", "pi-1", "pi-2"]
+    assert [client["client"] for client in testbed.clients] == ["pi-1", "pi-2-1", "pi-2-2"]
+    assert testbed.devices[0].connection == {"ansible_ssh_private_key_file": f"{Path.cwd()}/.fltestbed/lab/key"}
+
+
+def test_the_server_can_be_a_device_too(tmp_path: Path) -> None:
+    testbed = load(write(tmp_path / "lab", {"server": None}))
+    assert [host.name for host in testbed.hosts] == ["server"]
+    assert [client["client"] for client in testbed.clients] == ["server"]
+
+
+def test_an_error_names_file_and_line(tmp_path: Path) -> None:
+    folder = write(tmp_path / "lab", {"pi-1": None})
+    (folder / "host_vars").mkdir()
+    (folder / "host_vars" / "pi-1.yml").write_text("# the only Pi\ntestbed_clients:\n  - cpus: 1\n    memory: 2gg\n")
+    with pytest.raises(InventoryError, match=r"host_vars/pi-1\.yml:4: pi-1: memory cannot be '2gg'"):
+        load(folder)
+
+
+def test_a_mistyped_variable_is_found(tmp_path: Path) -> None:
+    with pytest.raises(InventoryError, match="no variable testbed_profil") as caught:
+        load(write(tmp_path / "lab", {"pi-1": {"testbed_profil": "rpi4"}}))
+    assert "testbed_profile" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("testbed:\n  children: {superlink: {hosts: {a: }}\n", "hosts.yml:3"),
+        ("testbed:\n  children:\n    superlink:\n    supernodes: {hosts: {a: }}\n", "superlink is empty"),
+        ("superlink: {hosts: {a: , b: }}\nsupernodes: {hosts: {c: }}\n", "superlink has 2 hosts: a, b"),
+        ("superlink: {hosts: {a: }}\n", "supernodes is empty"),
+        ("superlink: {hosts: {a: }}\nsupernodes: {hosts: {Pi_1: }}\n", "host 'Pi_1' has no usable name"),
+        ("superlink: {hosts: {a: }}\nsupernodes: {hosts: {192.0.2.1: }}\n", "host '192.0.2.1' has no usable name"),
+        (
+            "superlink: {hosts: {a: }}\nsupernodes: {hosts: {pi-1: , pi: {testbed_clients: [{}, {}]}}}\n",
+            "both called pi-1",
+        ),
+        ("superlink: {hosts: {a: }}\nsupernodes: {hosts: {b: {x: 1, x: 2}}}\n", "hosts.yml"),
+        ("superlink: {host: {a: }}\nsupernodes: {hosts: {b: }}\n", "superlink is empty"),
+    ],
+)
+def test_an_inventory_that_is_no_testbed_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    folder = tmp_path / "lab"
+    folder.mkdir()
+    (folder / "hosts.yml").write_text(content)
+    with pytest.raises(InventoryError) as caught:
+        load(folder)
+    assert message in caught.value.message
+    assert caught.value.hint
+
+
+def test_the_folders_name_must_do_for_a_testbed(tmp_path: Path) -> None:
+    with pytest.raises(InventoryError, match="has no usable name"):
+        load(write(tmp_path / "My Lab", {"pi-1": None}))
+
+
+def test_a_missing_folder_is_told_with_the_nearest_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "inventories" / "attic").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert find_inventory("attic") == tmp_path / "inventories" / "attic"
+    with pytest.raises(InventoryError) as caught:
+        find_inventory("atic")
+    assert "did you mean attic?" in caught.value.hint
+
+
+@pytest.mark.parametrize("folder", sorted((content_dir() / "inventories").iterdir()), ids=lambda folder: folder.name)
+def test_the_inventories_that_come_with_the_program_are_testbeds(folder: Path) -> None:
+    assert load(folder).clients

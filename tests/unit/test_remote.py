@@ -1,0 +1,90 @@
+"""Commands on hosts."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fltestbed.inventory import Host
+from fltestbed.remote import command, stream
+
+HERE = Host("server", {"ansible_connection": "local", "ansible_become": False})
+
+
+def test_the_inventory_says_how_a_host_is_reached() -> None:
+    host = Host(
+        "pi-1",
+        {
+            "ansible_host": "192.0.2.21",
+            "ansible_port": 2222,
+            "ansible_user": "pi",
+            "ansible_ssh_private_key_file": "/keys/id",
+            "ansible_ssh_common_args": '-o UserKnownHostsFile="/a b/known" -J gate',
+            "ansible_become": True,
+        },
+    )
+    argv = command(host, ["docker", "compose", "logs", "a b; id"])
+    assert argv[:5] == ["ssh", "-o", "UserKnownHostsFile=/a b/known", "-J", "gate"]
+    assert argv[-9:] == [
+        *["-p", "2222", "-l", "pi", "-i", "/keys/id"],
+        *["--", "192.0.2.21", "sudo -n docker compose logs 'a b; id'"],
+    ]
+    assert {"BatchMode=yes", "ServerAliveInterval=5", "ServerAliveCountMax=2", "ConnectTimeout=10"} < set(argv)
+
+
+def test_a_host_without_an_address_is_reached_by_its_name() -> None:
+    assert command(Host("pi-1", {"ansible_user": "root"}), ["id"])[-2:] == ["pi-1", "id"]
+
+
+@pytest.mark.parametrize(
+    ("variables", "remote"),
+    [
+        ({"ansible_user": "pi"}, "sudo -n id"),
+        ({"ansible_user": "root"}, "id"),
+        ({"ansible_user": "pi", "ansible_become": False}, "id"),
+    ],
+)
+def test_commands_run_as_root_as_the_playbooks_do(variables: dict[str, object], remote: str) -> None:
+    assert command(Host("pi-1", variables), ["id"])[-1] == remote
+
+
+def test_a_followed_command_ends_with_its_connection() -> None:
+    argv = command(Host("pi-1", {"ansible_user": "pi"}), ["docker", "logs"], follow=True)
+    assert argv[-4:] == ["-tt", "--", "pi-1", "stty -opost && exec sudo -n docker logs"]
+
+
+def test_no_shell_stands_between(tmp_path: Path) -> None:
+    file = tmp_path / "out"
+    assert stream(HERE, [sys.executable, "-c", f"open({str(file)!r}, 'w').write('$HOME; `id`')"]) == 0
+    assert file.read_text() == "$HOME; `id`"
+
+
+def test_the_exit_code_is_the_commands() -> None:
+    assert stream(HERE, ["sh", "-c", "exit 7"]) == 7
+
+
+def test_a_host_that_refuses_is_ssh_that_failed() -> None:
+    assert stream(Host("pi-1", {"ansible_host": "127.0.0.1", "ansible_port": 1}), ["true"]) == 255
+
+
+def test_ctrl_c_ends_a_followed_command_and_leaves_nothing(tmp_path: Path) -> None:
+    program = (
+        "import sys; from fltestbed.inventory import Host; from fltestbed.remote import stream; "
+        "sys.exit(stream(Host('server', {'ansible_connection': 'local', 'ansible_become': False}), "
+        f"['sh', '-c', 'echo $$ > {tmp_path}/pid; exec sleep 60'], follow=True))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program]) as process:
+        while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(3) == 0
+    pid = int((tmp_path / "pid").read_text())
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return
+    raise AssertionError("the command still runs")

@@ -114,8 +114,8 @@ def load(path: Path, settings: Sequence[str] = ()) -> Experiment:
         for problem in error.errors():
             location = _without_tag(problem["loc"])
             key = ".".join(location)
-            setting = next((said for said in settings if f"{key}.".startswith(f"{_key(said)}.")), None)
-            where = f"setting {setting!r}: {key}" if setting else f"{path}:{_line(root, location)}: {key}"
+            source = next((said for said in settings if f"{key}.".startswith(f"{_key(said)}.")), None)
+            where = f"setting {source!r}: {key}" if source else f"{path}:{_line(root, location)}: {key}"
             if problem["type"] == "extra_forbidden":
                 problems.append(f"{where}: no such key")
                 hints.append(nearest(key, set(_keys(Experiment))))

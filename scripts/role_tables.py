@@ -21,10 +21,11 @@ def read(path: Path) -> Any:
 
 def default(value: object) -> str:
     """Return a default as YAML on one line, or where to find it."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("\n...\n").strip()
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True)
+    text = text.removesuffix("...\n").strip()
     if isinstance(value, str) and value:
         text = value
-    return f"`{text}`" if len(text) <= LONGEST else "see [defaults](defaults/main)"
+    return f"`{text}`" if len(text) <= LONGEST else "see [defaults](defaults)"
 
 
 def table(heads: list[str], rows: list[list[str]]) -> str:
@@ -43,8 +44,8 @@ def variables(role: Path) -> str:
     rows = []
     for name, option in options.items():
         choices = f" One of {', '.join(f'`{choice}`' for choice in option['choices'])}." if "choices" in option else ""
-        rows.append([f"`{name}`", option["type"], default(option["default"]), f"{option['description']}{choices}"])
-    return table(["variable", "type", "default", "meaning"], rows)
+        rows.append([f"`{name}`", default(option["default"]), f"{option['description']}{choices}"])
+    return table(["variable", "default", "meaning"], rows)
 
 
 def profiles() -> str:
@@ -73,7 +74,9 @@ def with_block(path: Path, name: str, content: str) -> str:
 
 def main(check: bool) -> int:
     """Write the pages, or compare them; return the exit code."""
-    stale = [(path, new) for path, name, content in pages() if (new := with_block(path, name, content)) != path.read_text()]
+    stale = [
+        (path, new) for path, name, content in pages() if (new := with_block(path, name, content)) != path.read_text()
+    ]
     for path, new in stale:
         if not check:
             path.write_text(new, encoding="utf-8")

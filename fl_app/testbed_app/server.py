@@ -60,7 +60,7 @@ def main(grid: Grid, context: Context) -> None:
         recorder.close("failed", f"{type(error).__name__}: {error}")
         raise
     except BaseException:
-        recorder.close("failed", "stopped before its last round")
+        recorder.close("stopped", "stopped before its last round")
         raise
     recorder.close("finished")
 

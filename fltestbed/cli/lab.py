@@ -13,10 +13,9 @@ from fltestbed.cli._options import (
     OutputFormat,
     Tags,
     Verbose,
-    Yes,
 )
 from fltestbed.cli._render import show
-from fltestbed.cli._verbs import Options, ask_password, confirm, play
+from fltestbed.cli._verbs import Options, ask_password, play
 from fltestbed.inventory import load
 from fltestbed.paths import find_inventory
 from fltestbed.runner import lock
@@ -45,7 +44,6 @@ def up(
 @app.command()
 def down(
     inventory: Inventory = DEFAULT_INVENTORY,
-    yes: Yes = False,
     limit: Limit = "",
     check: Check = False,
     diff: Diff = False,
@@ -54,7 +52,6 @@ def down(
 ) -> None:
     """Remove the virtual devices with all that is on them."""
     testbed = load(find_inventory(inventory))
-    confirm(f"Remove the virtual devices of {testbed.name}?", yes or check)
     with lock(testbed.name):
         play(
             "lab-down", testbed.path, Options(limit, "", check, diff, verbose, ask_password(ask_become_pass))

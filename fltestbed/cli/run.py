@@ -83,6 +83,8 @@ def _train(inventory: Path, options: Options, extra_vars: Mapping[str, Any], *, 
     if folder.is_dir():
         show(summary(folder), output)
         print(f"results: {folder}", file=sys.stderr)
+    if (folder / "run.json").exists():
+        require_finished(folder)
     result.require_success()
     require_finished(folder)
 

@@ -26,7 +26,7 @@ options:
     type: list
     elements: dict
     required: true
-    options:
+    suboptions:
       device:
         description: Inventory hostname.
         type: str
@@ -101,80 +101,11 @@ app_dir:
   type: str
 """
 
-import tomllib
+import sys
 import traceback
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
-try:
-    from fltestbed import experiment, partition
-    from fltestbed.datasets import SOURCES
-    from fltestbed.errors import ExperimentError
-except ImportError:
-    IMPORT_ERROR = traceback.format_exc()
-else:
-    IMPORT_ERROR = None
-
-
-def find_app(app, experiment_file, content_dir, run_config):
-    """Return the folder of the Flower app, which must know the run's settings."""
-    places = [experiment_file.parent / app, content_dir / app]
-    folder = next((place for place in places if (place / "pyproject.toml").is_file()), None)
-    if folder is None:
-        raise ExperimentError(
-            f"app: there is no Flower app {app!r}: no pyproject.toml in {' or '.join(map(str, places))}",
-            "give the path of the app, relative to the experiment file",
-        )
-    try:
-        declared = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["flwr"]["app"].get("config", {})
-    except (tomllib.TOMLDecodeError, KeyError) as error:
-        raise ExperimentError(
-            f"{folder}/pyproject.toml: is not the one of a Flower app: {error}", "it needs a table [tool.flwr.app]"
-        ) from error
-    if missing := sorted({"run", *run_config} - set(declared)):
-        raise ExperimentError(
-            f"{folder}/pyproject.toml: [tool.flwr.app.config] lacks {', '.join(missing)}",
-            "add the keys with their defaults",
-        )
-    return folder.resolve()
-
-
-def resolve(params):
-    file = Path(params["experiment"])
-    clients = params["clients"]
-    wanted = experiment.load(file, params["settings"])
-    if (wanted.min_clients or 1) > len(clients):
-        raise ExperimentError(
-            f"min_clients: is {wanted.min_clients}, but the inventory has {len(clients)} clients",
-            "lower min_clients or add clients to the inventory",
-        )
-    run_config = wanted.run_config()
-    app_dir = find_app(wanted.app, file, Path(params["content_dir"]), run_config)
-    cache_dir = Path(params["cache_dir"])
-    partitions, made = partition.ensure(
-        SOURCES[wanted.data.name, wanted.data.source](cache_dir),
-        wanted.partitioner,
-        seed=wanted.seed,
-        clients=len(clients),
-        cache_dir=cache_dir,
-    )
-    return {
-        "changed": made,
-        "experiment": wanted.model_dump(),
-        "partition_set": partitions.id,
-        "partitions": [
-            {**client, "id": number, **vars(shard), "path": str(shard.path)}
-            for number, (client, shard) in enumerate(zip(clients, partitions.shards, strict=True))
-        ],
-        "test_set": {
-            "path": str(partitions.test_set.path),
-            "sha256": partitions.test_set.sha256,
-            "examples": partitions.test_set.examples,
-        },
-        "run_config": run_config,
-        "app_dir": str(app_dir),
-    }
 
 
 def main():
@@ -196,15 +127,26 @@ def main():
         },
         supports_check_mode=True,
     )
-    if IMPORT_ERROR:
-        module.fail_json(msg=missing_required_lib("fltestbed"), exception=IMPORT_ERROR)
-    if not module.params["clients"]:
-        module.fail_json(msg="clients: the inventory has no clients", hint="add hosts to the group supernodes")
+    given = module.params
+    # Ansible takes the working directory off the path, where the package of an editable install may lie.
+    sys.path.append(given["content_dir"])
     try:
-        result = resolve(module.params)
+        from fltestbed import plan
+        from fltestbed.errors import ExperimentError
+    except ImportError:
+        module.fail_json(msg=missing_required_lib("fltestbed"), exception=traceback.format_exc())
+
+    try:
+        prepared = plan.prepare(
+            Path(given["experiment"]),
+            given["settings"],
+            given["clients"],
+            cache_dir=Path(given["cache_dir"]),
+            content_dir=Path(given["content_dir"]),
+        )
     except ExperimentError as error:
         module.fail_json(msg=f"{error.message}\n{error.hint}", hint=error.hint)
-    module.exit_json(**result)
+    module.exit_json(**prepared)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,22 @@ DOCUMENTATION = r"""
 module: testbed_image_archive
 short_description: Write an image as an OCI image layout
 description:
-  - Saves an image of the local Docker engine as an OCI image layout with gzipped layers. Its C(blobs/) are what a
-    registry's clients ask for, and a tar of the folder is what C(docker load) takes, so no registry program is needed.
-  - The layout appears whole or not at all.
+  - Saves an image of the local Docker engine as OCI blobs with gzipped layers, and a folder with the C(index.json) that names
+    them. The blobs are what a registry's clients ask for, so no registry program is needed. Images share equal blobs.
+  - The folder also has the C(manifest.json) that C(docker load) wants in a tar of the blobs.
+  - C(index.json) is written last and marks an image as whole.
 options:
   image:
     description: Repository and tag of the image.
     type: str
     required: true
-  path:
-    description: Folder to make. One that is there is taken as done, since its name holds the content's hash.
+  store:
+    description: Folder of C(blobs/) and of the images' folders.
     type: path
+    required: true
+  layout:
+    description: Name of the image's folder. One that is there is taken as done, since its name holds the content's hash.
+    type: str
     required: true
 author: fltestbed authors
 """
@@ -27,10 +32,11 @@ digest:
   description: The manifest's digest, C(sha256:…), by which devices pull.
   returned: always
   type: str
-bytes:
-  description: Size of all blobs, what a device without any layer downloads.
+blobs:
+  description: Digests of all blobs, the manifest's first.
   returned: always
-  type: int
+  type: list
+  elements: str
 """
 
 import gzip
@@ -54,13 +60,13 @@ def add_blob(blobs, chunks, media_type):
     """Write chunks of bytes as one blob; return its OCI descriptor."""
     digest = hashlib.sha256()
     size = 0
-    partial = blobs / "partial"
-    with partial.open("wb") as out:
+    with tempfile.NamedTemporaryFile(dir=blobs, prefix=".new-", delete=False) as out:
         for chunk in chunks:
             digest.update(chunk)
             size += len(chunk)
             out.write(chunk)
-    partial.rename(blobs / digest.hexdigest())
+    os.chmod(out.name, 0o644)
+    os.replace(out.name, blobs / digest.hexdigest())
     return {"mediaType": media_type, "digest": f"sha256:{digest.hexdigest()}", "size": size}
 
 
@@ -75,10 +81,10 @@ def gzipped(stream):
             yield from pool.map(lambda data: gzip.compress(data, compresslevel=6, mtime=0), chunks)
 
 
-def write_layout(saved, layout):
-    """Write the image in a ``docker save`` archive as an OCI layout; return (manifest digest, bytes of all blobs)."""
-    blobs = layout / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
+def write_layout(saved, store, layout):
+    """Write the image of a ``docker save`` archive into the store."""
+    blobs = store / "blobs" / "sha256"
+    blobs.mkdir(parents=True, exist_ok=True)
     with tarfile.open(saved) as archive:
         (image,) = json.load(archive.extractfile("manifest.json"))
         config = add_blob(blobs, [archive.extractfile(image["Config"]).read()], f"{OCI}.config.v1+json")
@@ -87,14 +93,21 @@ def write_layout(saved, layout):
         ]
     manifest = {"schemaVersion": 2, "mediaType": f"{OCI}.manifest.v1+json", "config": config, "layers": layers}
     descriptor = add_blob(blobs, [json.dumps(manifest).encode()], manifest["mediaType"])
-    (layout / "oci-layout").write_text(json.dumps({"imageLayoutVersion": "1.0.0"}))
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [descriptor]}))
     for_docker_load = {
         "Config": blob_path(config),
         "RepoTags": image["RepoTags"],
         "Layers": [blob_path(layer) for layer in layers],
     }
-    (layout / "manifest.json").write_text(json.dumps([for_docker_load]))
+    folder = store / layout
+    folder.mkdir(exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps([for_docker_load]))
+    index = {
+        "schemaVersion": 2,
+        "manifests": [descriptor],
+        "annotations": {"blobs": " ".join(blob["digest"] for blob in (descriptor, config, *layers))},
+    }
+    (folder / "index.json.new").write_text(json.dumps(index))
+    (folder / "index.json.new").rename(folder / "index.json")
 
 
 def blob_path(descriptor):
@@ -103,25 +116,30 @@ def blob_path(descriptor):
 
 def main():
     module = AnsibleModule(
-        argument_spec={"image": {"type": "str", "required": True}, "path": {"type": "path", "required": True}},
+        argument_spec={
+            "image": {"type": "str", "required": True},
+            "store": {"type": "path", "required": True},
+            "layout": {"type": "str", "required": True},
+        },
         supports_check_mode=True,
     )
-    layout = Path(module.params["path"])
-    changed = not layout.exists()
+    store, layout = Path(module.params["store"]), module.params["layout"]
+    index = store / layout / "index.json"
+    changed = not index.exists()
     if changed and module.check_mode:
-        module.exit_json(changed=True, digest="", bytes=0)
+        module.exit_json(changed=True, digest="", blobs=[])
     if changed:
-        layout.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".image-", dir=layout.parent))
+        store.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".image-", dir=store))
         try:
             module.run_command(["docker", "save", "-o", str(scratch / "saved.tar"), module.params["image"]], check_rc=True)
-            write_layout(scratch / "saved.tar", scratch / "layout")
-            (scratch / "layout").rename(layout)
+            write_layout(scratch / "saved.tar", store, layout)
         finally:
             shutil.rmtree(scratch)
-    (manifest,) = json.loads((layout / "index.json").read_text())["manifests"]
-    size = sum(blob.stat().st_size for blob in (layout / "blobs" / "sha256").iterdir())
-    module.exit_json(changed=changed, digest=manifest["digest"], bytes=size)
+    written = json.loads(index.read_text())
+    module.exit_json(
+        changed=changed, digest=written["manifests"][0]["digest"], blobs=written["annotations"]["blobs"].split()
+    )
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 ENDED = ("finished", "failed", "stopped")
 LOOK_SECONDS = 0.3
-SILENT_SECONDS = 30
+SILENT_SECONDS = 20
 
 
 class Run:
@@ -114,10 +114,10 @@ class Run:
             return code, {}, f"{out}{err}".strip()
 
     def flower_status(self):
-        """Return Flower's own word on the run, as in ``finished:failed``; empty where it has none."""
+        """Return Flower's own words on the run, as in ``("finished:failed", "why")``; empty where it has none."""
         _code, answer, _said = self.flwr("ls", "testbed", "--run-id", self.flower_id.read_text())
-        runs = answer.get("runs") or []
-        return runs[0]["status"] if runs else ""
+        runs = answer.get("runs") or [{"status": "", "status-details": ""}]
+        return runs[0]["status"], runs[0]["status-details"]
 
 
 def submit(module, run):
@@ -146,9 +146,9 @@ def follow(module, run):
             heard, seen = time.monotonic(), record
         if time.monotonic() - heard > SILENT_SECONDS:
             heard = time.monotonic()
-            status = run.flower_status()
+            status, details = run.flower_status()
             if status.startswith("finished") and run.record()["status"] not in ENDED:
-                run.end("failed", f"the ServerApp ended ({status}) without a word of its own; the server's log says more")
+                run.end("failed", f"Flower says {status}: {details or 'no more than that'}")
                 continue
         if time.monotonic() > deadline:
             module.fail_json(
@@ -168,7 +168,7 @@ def stop(module, run):
         module.exit_json(changed=True, run=record)
     if run.flower_id.exists():
         code, answer, said = run.flwr("stop", run.flower_id.read_text(), "testbed")
-        if code != 0 and not run.flower_status().startswith("finished"):
+        if code != 0 and not run.flower_status()[0].startswith("finished"):
             module.fail_json(msg=f"Flower did not stop the run: {answer.get('error-message') or said}", run=record)
     module.exit_json(changed=True, run=run.end("stopped", "stopped by the user"))
 

@@ -9,22 +9,24 @@ short_description: Bring the virtual devices of a testbed to a wanted state
 description:
   - A device is a container that runs a whole system with its own address, SSH server and Docker engine.
   - Runs on the machine whose engine holds the devices. Needs the C(docker) and C(ip) programs there.
-  - A change of I(cpus) or I(memory) is applied to the running device. Any other change makes the device anew; what its own
-    engine holds (images, volumes) is kept.
+  - A change of I(cpus) or I(memory) is applied to the running device. Any other change makes the device anew; what its
+    own engine holds (images, volumes) is kept.
 options:
   name:
-    description: The testbed's name. Everything that is made carries it in a label, and nothing without that label is touched.
+    description: >-
+      The testbed's name. Everything that is made carries it in a label, and nothing without that label is touched.
     type: str
     required: true
   state:
     description: >-
-      C(present) creates, updates and starts I(devices) and waits until they accept logins; C(absent) removes them, and the network
-      too if I(whole); C(gathered) only looks.
+      C(present) creates, updates and starts I(devices) and waits until they accept logins; C(absent) removes them, and
+      the network too if I(whole); C(gathered) only looks.
     type: str
     choices: [present, absent, gathered]
     default: present
   devices:
-    description: The devices that this call is about. Others of the same testbed are left alone, unless I(whole) removes them.
+    description: >-
+      The devices that this call is about. Others of the same testbed are left alone, unless I(whole) removes them.
     type: list
     elements: dict
     required: true
@@ -34,7 +36,8 @@ options:
       cpus: {description: Cores., type: float, required: true}
       memory: {description: "Memory, as in 640m or 2g (1024-based).", type: str, required: true}
   whole:
-    description: With C(state=absent), remove all devices of the testbed and its network, also those that I(devices) does not name.
+    description: >-
+      With C(state=absent), remove all devices of the testbed and its network, also those that I(devices) does not name.
     type: bool
     default: false
   image:
@@ -56,8 +59,8 @@ author: fltestbed authors
 RETURN = r"""
 devices:
   description: >-
-    By device name, what is there now: C(state) (the engine's word, or C(absent)), C(address), C(cpus) (cores, null without a limit),
-    C(memory) (bytes, null without a limit), C(ssh) (whether an SSH server answers).
+    By device name, what is there now: C(state) (the engine's word, or C(absent)), C(address), C(cpus) (cores, null
+    without a limit), C(memory) (bytes, null without a limit), C(ssh) (whether an SSH server answers).
   returned: always
   type: dict
 host_keys:
@@ -188,20 +191,19 @@ class Lab:
             found = network["IPAM"]["Config"][0]["Subnet"]
             if found != subnet:
                 raise LabError(
-                    f"the network {self.network} has the subnet {found}, and the inventory says {subnet}. Run the lab-down playbook "
-                    "first, or set virtual_device_subnet back"
+                    f"the network {self.network} has the subnet {found}, and the inventory says {subnet}. Run the "
+                    "lab-down playbook first, or set virtual_device_subnet back"
                 )
             return
         _code, routes, _err = self.module.run_command(["ip", "-4", "-json", "route", "show"], check_rc=True)
         route = overlapping_route(subnet, json.loads(routes))
         if route is not None:
             raise LabError(
-                f"the subnet {subnet} of the virtual lab overlaps with {route['dst']}, which this machine reaches by {route['dev']}. "
-                "Set another virtual_device_subnet in the inventory, and addresses in it (ansible_host)"
+                f"the subnet {subnet} of the virtual lab overlaps with {route['dst']}, which this machine reaches by "
+                f"{route['dev']}. Set another virtual_device_subnet in the inventory, and ansible_host in it"
             )
-        self.change(
-            f"create network {self.network}", "network", "create", f"--subnet={subnet}", f"--label={self.label}", self.network
-        )
+        arguments = [f"--subnet={subnet}", f"--label={self.label}"]
+        self.change(f"create network {self.network}", "network", "create", *arguments, self.network)
 
     def ensure_device(self, device):
         name, params = device["name"], self.module.params
@@ -209,7 +211,10 @@ class Lab:
         memory = human_to_bytes(device["memory"])
         limits = [f"--cpus={device['cpus']}", f"--memory={memory}", f"--memory-swap={memory}"]
         arguments = run_arguments(device, container, self.network, params["image"], params["authorized_key"])
-        labels = [self.label, f"{DEVICE_LABEL}={name}", f"{SPEC_LABEL}={fingerprint(arguments)}"]
+        labels = [
+            f"--label={label}"
+            for label in (self.label, f"{DEVICE_LABEL}={name}", f"{SPEC_LABEL}={fingerprint(arguments)}")
+        ]
 
         record = self.containers.get(name)
         if record is not None and record["Config"]["Labels"].get(SPEC_LABEL) != fingerprint(arguments):
@@ -218,9 +223,8 @@ class Lab:
         if record is None:
             volume = f"{container}-docker"
             if get(f"/volumes/{volume}") is None:
-                self.change(f"create volume {volume}", "volume", "create", f"--label={self.label}", f"--label={DEVICE_LABEL}={name}", volume)
-            labelling = [f"--label={label}" for label in labels]
-            self.change(f"run {container}", "run", "--detach", f"--name={container}", *labelling, *limits, *arguments)
+                self.change(f"create volume {volume}", "volume", "create", *labels[:2], volume)
+            self.change(f"run {container}", "run", "--detach", f"--name={container}", *labels, *limits, *arguments)
             return
         if (record["HostConfig"]["NanoCpus"], record["HostConfig"]["Memory"]) != (round(device["cpus"] * 1e9), memory):
             self.change(f"update {container}: {device['cpus']} CPUs, {device['memory']}", "update", *limits, container)
@@ -239,9 +243,9 @@ class Lab:
             if time.monotonic() > deadline:
                 log = self.module.run_command(["docker", "logs", "--tail=5", container])
                 raise LabError(
-                    f"the device {device['name']} did not come up within {self.module.params['timeout']} s: systemd in the container "
-                    f"{container} says {state.strip() or 'nothing'}. Its last words: {''.join(log[1:]).strip() or 'none'}. "
-                    f"'docker exec {container} journalctl' tells more"
+                    f"the device {device['name']} did not come up within {self.module.params['timeout']} s: systemd in "
+                    f"the container {container} says {state.strip() or 'nothing'}. Its last words: "
+                    f"{''.join(log[1:]).strip() or 'none'}. 'docker exec {container} journalctl' tells more"
                 )
             time.sleep(0.3)
 
@@ -251,9 +255,8 @@ class Lab:
         if devices:
             containers = [self.container(name) for name in devices]
             self.change(f"remove {', '.join(containers)}", "rm", "--force", "--volumes", *containers)
-        volumes = [
-            row["Name"] for row in self.listed("/volumes?")["Volumes"] or [] if whole or row["Labels"][DEVICE_LABEL] in self.devices
-        ]
+        volumes = self.listed("/volumes?")["Volumes"] or []
+        volumes = [row["Name"] for row in volumes if whole or row["Labels"][DEVICE_LABEL] in self.devices]
         if volumes:
             self.change(f"remove volumes {', '.join(volumes)}", "volume", "rm", *volumes)
         for network in self.listed("/networks?") if whole else []:

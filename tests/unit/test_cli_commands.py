@@ -177,7 +177,6 @@ def test_a_playbook_that_does_not_load_exits_with_9(cli: Cli) -> None:
         (["run", "tiny", "--set", "rouns=1"], 3, "rounds"),
         (["logs", "pi-3"], 3, "did you mean pi-2 or pi-1?"),
         (["down"], 130, "give --yes"),
-        (["lab", "down"], 130, "give --yes"),
     ],
 )
 def test_wrong_input_stops_before_any_host(cli: Cli, args: list[str], code: int, message: str) -> None:

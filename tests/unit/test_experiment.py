@@ -121,7 +121,7 @@ def run_module(cache_dir: Path, **arguments: Any) -> dict[str, Any]:
         [sys.executable, ROOT / "plugins/modules/testbed_experiment.py"],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": given}),
         cwd=ROOT,
-        env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+        env={"PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=False,

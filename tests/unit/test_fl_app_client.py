@@ -108,10 +108,7 @@ def test_another_file_is_refused_with_the_reason(shard: str, tmp_path: Path) -> 
 def test_a_missing_file_is_refused_with_the_reason(shard: str, tmp_path: Path) -> None:
     (tmp_path / f"{shard}.npz").unlink()
     reason = ask(shard).error.reason
-    assert (
-        reason
-        == f"{tmp_path}/{shard}.npz cannot be read: No such file or directory; bring the partitions again"
-    )
+    assert reason == f"{tmp_path}/{shard}.npz cannot be read: No such file or directory; bring the partitions again"
 
 
 def test_an_impossible_setting_is_refused_with_the_reason(shard: str) -> None:

@@ -1,4 +1,4 @@
-"""Writes reference-cli.md: what every command's --help says."""
+"""Writes docs/reference-cli.md: what every command's --help says."""
 
 import os
 import subprocess
@@ -11,12 +11,12 @@ import typer
 
 from fltestbed.cli import app
 
-PAGE = Path(__file__).with_name("reference-cli.md")
+PAGE = Path(__file__).parents[1] / "docs" / "reference-cli.md"
 
 
 def page() -> str:
     """Return the page as it should be."""
-    parts = ["# Command line", "Written by `python docs/reference_cli.py`; do not edit by hand."]
+    parts = ["# Command line", "Written by `python scripts/reference_cli.py`; do not edit by hand."]
     for names in _commands(typer.main.get_command(app)):
         parts += [f"## {' '.join(['fltestbed', *names])}", f"```\n{_help(names).strip()}\n```"]
     return "\n\n".join(parts) + "\n"

@@ -1,0 +1,234 @@
+"""The pages and the playbooks say what is there: links, commands, keys and columns."""
+
+import ast
+import importlib.util
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+import yaml
+from pydantic import BaseModel
+
+from fltestbed.cli import app
+from fltestbed.experiment import Experiment, _keys
+from fltestbed.inventory import CLIENT_KEYS
+
+ROOT = Path(__file__).parents[2]
+SKIPPED = {".git", ".venv", ".fltestbed", "runs", "dist", "__pycache__", ".ansible"}
+
+
+def project_files() -> Iterator[Path]:
+    """Yield every file of the project: nothing that is made, fetched or kept there."""
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [each for each in folders if each not in SKIPPED and not each.endswith(("_cache", ".egg-info"))]
+        yield from (Path(folder) / name for name in names)
+
+
+PAGES = sorted(path for path in project_files() if path.suffix == ".md")
+PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
+INVENTORIES = sorted((ROOT / "inventories").iterdir())
+
+
+def relative(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_links_lead_somewhere(page: Path) -> None:
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if not re.match(r"[a-z]+:", target):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def console_lines() -> Iterator[tuple[str, str]]:
+    """Yield (page, command) for every line after a prompt in a console block."""
+    for page in PAGES:
+        for block in re.findall(r"```console\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            for line in re.findall(r"^\$ (.*)$", block, re.MULTILINE):
+                yield relative(page), line
+
+
+def parse(command: click.Command, arguments: list[str]) -> None:
+    """Parse a command line without running it. Raises click.ClickException for what there is not."""
+    context = command.make_context("fltestbed", list(arguments), resilient_parsing=False)
+    if isinstance(command, click.Group):
+        _, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        assert inner
+        parse(inner, rest)
+
+
+def test_commands_in_the_pages_exist() -> None:
+    targets = set(re.findall(r"^([a-z0-9]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    seen = set()
+    for page, line in console_lines():
+        program, *arguments = shlex.split(line)
+        seen.add(program)
+        if program == "make":
+            assert set(arguments) <= targets, f"{page}: {line}"
+        elif program == "fltestbed":
+            try:
+                parse(typer.main.get_command(app), arguments)
+            except click.ClickException as error:
+                pytest.fail(f"{page}: {line}: {error.format_message()}")
+    assert {"make", "fltestbed"} <= seen
+
+
+def test_a_command_that_does_not_exist_would_be_found() -> None:
+    for line in ("upp", "lab upp", "run", "up --no-such-option", "status --format xml"):
+        with pytest.raises(click.ClickException):
+            parse(typer.main.get_command(app), line.split())
+
+
+def test_the_demo_gives_the_commands_of_the_readme() -> None:
+    demo = re.findall(
+        r"^show (fltestbed [^$\n]*?) ?(?:\$ask)?$", (ROOT / "scripts/demo").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(demo) >= 4
+    assert "".join(f"$ {command}\n" for command in demo) in readme
+
+
+def test_the_readme_shows_a_run_as_the_program_prints_it() -> None:
+    spec = importlib.util.spec_from_file_location("readme_demo", ROOT / "scripts/readme_demo.py")
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    block = (ROOT / "README.md").read_text(encoding="utf-8").partition(script.BEGIN)[2].partition(script.END)[0]
+    heads = [line.split() for line in block.splitlines() if line.startswith(("round ", "device "))]
+    assert "ROUNDS" in block and "CLIENTS" in block, "run python scripts/readme_demo.py runs/<run>"
+    from fltestbed.cli import run
+
+    assert heads[0] == " ".join(run._ROUND).replace("_", " ").split()
+    assert heads[1] == " ".join(run._client([_client_row()])).replace("_", " ").split()
+
+
+def _client_row() -> dict[str, Any]:
+    return dict.fromkeys(columns("clients.jsonl")) | {"train_seconds": 1.0, "peak_memory_mb": 1.0}
+
+
+def names(page: str, heading: str) -> set[str]:
+    """Return what the first cells of the tables below a heading name."""
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    return {
+        name for cell in re.findall(r"^\| (`[^|]*`) \|", text, re.MULTILINE) for name in re.findall(r"`([^`]*)`", cell)
+    }
+
+
+def keys_of_dict(node: ast.Dict) -> list[str]:
+    return [key.value for key in node.keys if isinstance(key, ast.Constant)]
+
+
+def app_dicts(file: str) -> list[tuple[str, ast.Dict]]:
+    """Return every dict that is written in a file of the app, with the name that it gets or the method it goes to."""
+    found = []
+    for node in ast.walk(ast.parse((ROOT / "fl_app/testbed_app" / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
+            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
+            found.append((ast.unparse(target), node.value))
+        elif isinstance(node, ast.Call):
+            found += [(ast.unparse(node.func), argument) for argument in node.args if isinstance(argument, ast.Dict)]
+    return found
+
+
+def columns(name: str) -> set[str]:
+    """Return what the app writes into a file, out of its source."""
+    server, telemetry = dict(app_dicts("server.py")), dict(app_dicts("telemetry.py"))
+    return {
+        "run.json": lambda: set(keys_of_dict(telemetry["self._state"])),
+        "rounds.jsonl": lambda: set(keys_of_dict(server["self._recorder.round"])),
+        "clients.jsonl": lambda: {"run", *keys_of_dict(server["row"]), *keys_of_dict(server["FIGURES"])},
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ["run.json", "rounds.jsonl", "clients.jsonl"])
+def test_every_column_of_the_results_is_explained(name: str) -> None:
+    assert names("reference-results.md", name) == columns(name)
+
+
+def test_every_key_of_the_lock_is_explained() -> None:
+    lock = yaml.safe_load((ROOT / "roles/run/vars/main.yml").read_text(encoding="utf-8"))["_run_lock"]
+    assert names("reference-results.md", "lock.json") == set(lock)
+
+
+def test_every_file_of_the_results_is_explained() -> None:
+    text = (ROOT / "docs/reference-results.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    collect = (ROOT / "roles/run/tasks/collect.yml").read_text(encoding="utf-8")
+    fetched = re.search(r"loop: \[(.*)\]", collect)
+    assert fetched
+    for name in (*fetched[1].split(", "), "lock.json", "logs/server.log"):
+        assert f"| `{name}` |" in text, name
+
+
+def test_every_client_key_of_the_inventory_is_explained() -> None:
+    assert names("reference-inventory.md", "Clients") == set(CLIENT_KEYS)
+
+
+def test_every_key_of_an_experiment_is_explained_with_its_default() -> None:
+    page = (ROOT / "docs/how-to-write-an-experiment.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", page, re.MULTILINE))
+    containers = {name for name, field in Experiment.model_fields.items() if isinstance(field.default, BaseModel)}
+    assert set(rows) == set(_keys(Experiment)) - containers
+    filled = Experiment.model_validate({"name": "x", "partitioner": {"name": "dirichlet"}}).model_dump()
+    for key, shown in rows.items():
+        value: Any = filled
+        for part in key.split("."):
+            value = value[part]
+        if shown.startswith("`") and key != "partitioner.name":
+            assert yaml.safe_load(shown.strip("`")) == value, key
+        else:
+            assert shown in {"name": "required", "description": "empty", "min_clients": "all"}.get(key, "`iid`"), key
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS, ids=relative)
+def test_a_playbook_begins_with_what_it_does(playbook: Path) -> None:
+    assert playbook.read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("inventory", INVENTORIES, ids=relative)
+def test_playbooks_load_with_every_inventory(inventory: Path) -> None:
+    done = subprocess.run(
+        [
+            str(Path(sys.executable).parent / "ansible-playbook"),
+            "--syntax-check",
+            "-i",
+            str(inventory),
+            *map(str, PLAYBOOKS),
+        ],
+        cwd=ROOT,
+        env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not [line for line in done.stderr.splitlines() if "WARNING" in line], done.stderr
+
+
+FOREIGN = {
+    "a path of a developer's machine": r"/root/\.|/wor[k]/|/home/(?!pi\b|me\b)\w+/",
+    "the host of a package registry": (
+        r"\b(pypi|pythonhosted|npmjs|crates|galaxy\.ansible|(hub|registry-1|index|download)\.docker"
+        r"|(deb|security|snapshot)\.debian|archive\.ubuntu|download\.pytorch)\.(org|com|io)\b"
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FOREIGN)
+def test_no_file_names(what: str) -> None:
+    for path in project_files():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
+        found = re.search(FOREIGN[what], text)
+        assert not found, f"{relative(path)} has {what}: {found and found[0]}"

@@ -1,0 +1,147 @@
+"""The filters, and what Flower and TOML make of what they write."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+from ansible_modules import load
+from flwr.common.config import parse_config_args
+
+filters = load("filter", "testbed").FilterModule().filters()
+
+SETTINGS: dict[str, Any] = {
+    "device": "pi-1",
+    "partition_id": 0,
+    "learning_rate": 1e-05,
+    "data_fraction": 0.5,
+    "momentum": 0.0,
+    "batch_size": 32,
+    "verbose": True,
+    "quiet": False,
+    "run": "20260101-120000-a b=c # not a comment",
+    "path": "C:\\new\\table",
+}
+
+
+def toml(text: str, keys: list[str]) -> dict[str, Any]:
+    """Return `key=value key=value` as TOML reads it, one line a key."""
+    lines = text
+    for key in keys[1:]:
+        lines = lines.replace(f" {key}=", f"\n{key}=", 1)
+    return tomllib.loads(lines)
+
+
+def test_flower_reads_back_what_was_written() -> None:
+    written = filters["flower_config"](SETTINGS)
+    wanted = {key.replace("_", "-"): value for key, value in SETTINGS.items()}
+    assert parse_config_args([written]) == wanted
+    assert toml(written, list(wanted)) == wanted
+    assert {key: type(value) for key, value in parse_config_args([written]).items()} == {
+        key: type(value) for key, value in wanted.items()
+    }
+
+
+@pytest.mark.parametrize("text", ['say "hello"', '"', "back\\slash\\", '\\"'])
+def test_quotes_and_backslashes_are_toml(text: str) -> None:
+    assert tomllib.loads(filters["flower_config"]({"key": text})) == {"key": text}
+
+
+HOSTVARS: dict[str, dict[str, Any]] = {
+    "pi-2": {"testbed_profile": "rpi"},
+    "pi-1": {"testbed_client": {"cpus": 1}},
+    "laptop": {"testbed_clients": [{"cpus": 2, "memory": "1g"}, {"cpus": 1, "batch_size": 16}]},
+}
+
+
+def clients(devices: list[str]) -> list[dict[str, Any]]:
+    return list(filters["testbed_clients"](devices, HOSTVARS, {"rpi": {"cpus": 4, "memory": "768m"}}, {}))
+
+
+def test_clients_come_in_the_order_of_the_devices_and_are_numbered() -> None:
+    found = clients(["pi-2", "pi-1", "laptop"])
+    assert [(row["partition"], row["device"], row["client"]) for row in found] == [
+        (0, "pi-2", "pi-2"),
+        (1, "pi-1", "pi-1"),
+        (2, "laptop", "laptop-1"),
+        (3, "laptop", "laptop-2"),
+    ]
+    assert [(row["cpus"], row["memory"]) for row in found] == [(4, 768 * 2**20), (1, None), (2, 2**30), (1, None)]
+    assert [row["client"] for row in clients(["laptop", "pi-2"])] == ["laptop-1", "laptop-2", "pi-2"]
+
+
+def test_a_mistake_in_the_inventory_is_an_error_of_the_filter() -> None:
+    with pytest.raises(AnsibleFilterError, match="no profile 'rpi9'"):
+        filters["testbed_clients"](["pi"], {"pi": {"testbed_profile": "rpi9"}}, {}, {})
+
+
+PREPARED = {
+    "experiment": {"rounds": 5},
+    "partition_set": "abc",
+    "partitions": [
+        {
+            "device": "pi-1",
+            "client": "pi-1",
+            "id": 0,
+            "path": "/c/0.npz",
+            "sha256": "00",
+            "examples": 8,
+            "held_out": 2,
+            "labels": [10],
+        },
+        {
+            "device": "pi-2",
+            "client": "pi-2",
+            "id": 1,
+            "path": "/c/1.npz",
+            "sha256": "11",
+            "examples": 8,
+            "held_out": 2,
+            "labels": [10],
+        },
+    ],
+    "test_set": {"path": "/c/test.npz", "sha256": "ff", "examples": 100},
+}
+
+
+def test_a_host_holds_its_own_part_and_the_server_the_test_set() -> None:
+    shards_of = filters["shards_of"]
+    assert shards_of(PREPARED, "pi-1", False) == {"pi-1": {"path": "/c/0.npz", "sha256": "00"}}
+    assert shards_of(PREPARED, "server", True) == {"server": {"path": "/c/test.npz", "sha256": "ff"}}
+    assert set(shards_of(PREPARED, "pi-2", True)) == {"pi-2", "server"}
+    assert shards_of(PREPARED, "idle", False) == {}
+
+
+def test_the_plan_names_no_path_of_the_controller() -> None:
+    plan = filters["run_plan"](PREPARED, "r1")
+    assert "/c/" not in str(plan)
+    assert plan["run"] == "r1"
+    assert plan["test_set"] == {"sha256": "ff", "examples": 100}
+    assert [(client["client"], client["partition"]["sha256"]) for client in plan["clients"]] == [
+        ("pi-1", "00"),
+        ("pi-2", "11"),
+    ]
+
+
+def test_an_apps_folder_goes_as_its_text_files(tmp_path: Path) -> None:
+    for name, content in {
+        "pyproject.toml": b"[project]\n",
+        "app/client.py": "print('ä')\n".encode(),
+        "app/__pycache__/client.pyc": b"\x00",
+        ".git/config": b"secret",
+        "app/.env": b"secret",
+        "app/weights.bin": b"\xff\xfe\x00",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert filters["folder_files"](str(tmp_path)) == {
+        "app/client.py": {"content": "print('ä')\n"},
+        "pyproject.toml": {"content": "[project]\n"},
+    }
+
+
+def test_every_client_has_a_log_of_both_its_containers() -> None:
+    assert filters["client_logs"]([{"client": "pi-1"}]) == [
+        {"name": "pi-1", "services": ["supernode-pi-1", "client-pi-1"]}
+    ]

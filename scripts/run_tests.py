@@ -17,9 +17,8 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LINT_ROLES = (
-    "env ANSIBLE_INVENTORY=inventories/virtual ansible-lint --nocolor -q"  # ansible.cfg refuses to go without one
-)
+# ansible.cfg refuses to go without an inventory.
+LINT_ROLES = "env ANSIBLE_INVENTORY=inventories/virtual ansible-lint --nocolor -q"
 PARTS = {
     "lint": ["ruff check", "ruff format --check", "mypy", "yamllint --strict .", LINT_ROLES],
     "unit": ["pytest tests/unit tests/contract"],

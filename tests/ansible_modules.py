@@ -37,4 +37,5 @@ def run(module: ModuleType, *, check: bool = False, **params: Any) -> dict[str, 
     arguments = params | {"_ansible_check_mode": check, "_ansible_diff": True}
     with patch_module_args(arguments), redirect_stdout(said), pytest.raises(SystemExit):
         module.main()
-    return {"changed": False, "failed": False} | json.loads(said.getvalue()) | {"printed": said.getvalue()}
+    answer: dict[str, Any] = json.loads(said.getvalue())
+    return {"changed": False, "failed": False} | answer | {"printed": said.getvalue()}

@@ -4,8 +4,10 @@ import json
 import logging
 import math
 import os
+import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -45,12 +47,14 @@ class Recorder:
             "started": now(),
             "updated": now(),
             "flwr_run_id": str(flwr_run_id),
+            "versions": {"python": platform.python_version(), "torch": torch.__version__}
+            | {package: version(package) for package in ("flwr", "numpy")},
         }
         self._exporter = Exporter(plan["clients"])
         self.status("waiting")
 
     def status(self, status: str, reason: str | None = None) -> None:
-        """Write run.json. Status: waiting, running, finished or failed."""
+        """Write run.json. Status: waiting, running, finished, failed or stopped."""
         self._state.update(status=status, reason=reason, updated=now())
         self._replace("run.json", f"{_json(self._state)}\n".encode())
 

@@ -47,7 +47,9 @@ class ActionModule(ActionBase):
 
         files = {name: _read(entry) for name, entry in (component.get("files") or {}).items()}
         for template in sorted((templates / "tree").rglob("*.j2")):
-            files[template.relative_to(templates / "tree").with_suffix("").as_posix()] = {"content": self._render(template)}
+            files[template.relative_to(templates / "tree").with_suffix("").as_posix()] = {
+                "content": self._render(template)
+            }
         secrets = {name: _read(entry) for name, entry in (component.get("secrets") or {}).items()}
         for service in (component.get("services") or {}).values():
             names = service.pop("x-config", [])

@@ -132,7 +132,9 @@ def main():
         store.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".image-", dir=store))
         try:
-            module.run_command(["docker", "save", "-o", str(scratch / "saved.tar"), module.params["image"]], check_rc=True)
+            module.run_command(
+                ["docker", "save", "-o", str(scratch / "saved.tar"), module.params["image"]], check_rc=True
+            )
             write_layout(scratch / "saved.tar", store, layout)
         finally:
             shutil.rmtree(scratch)

@@ -40,7 +40,9 @@ def main():
     store = Path(module.params["store"])
     manifest = store / module.params["layout"] / "manifest.json"
     (image,) = json.loads(manifest.read_text())
-    loader = subprocess.Popen(["docker", "load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    loader = subprocess.Popen(
+        ["docker", "load"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     try:
         with tarfile.open(fileobj=loader.stdin, mode="w|") as archive:
             archive.add(manifest, arcname="manifest.json")

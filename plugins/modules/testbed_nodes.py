@@ -57,7 +57,9 @@ def flwr(module, *arguments):
     code, out, err = module.run_command(command)
     answer = json.loads(out) if out.strip().startswith("{") else {}
     if code != 0 or not answer.get("success", False):
-        module.fail_json(msg=f"flwr {' '.join(arguments)} failed: {answer.get('error-message') or err or out}", cmd=command)
+        module.fail_json(
+            msg=f"flwr {' '.join(arguments)} failed: {answer.get('error-message') or err or out}", cmd=command
+        )
     return answer
 
 

@@ -62,7 +62,7 @@ RENEW_DAYS = 30
 
 
 def now():
-    return datetime.datetime.now(datetime.timezone.utc)
+    return datetime.datetime.now(datetime.UTC)
 
 
 def write(path, content, mode):
@@ -105,10 +105,7 @@ def certificate(subject, public_key, issuer, signer, days):
 
 
 def key_usage(**uses):
-    names = (
-        "digital_signature content_commitment key_encipherment data_encipherment key_agreement key_cert_sign crl_sign "
-        "encipher_only decipher_only"
-    ).split()
+    names = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
     return x509.KeyUsage(**{name: uses.get(name, False) for name in names})
 
 
@@ -165,7 +162,10 @@ def make_all(folder, testbed, server_names, clients, dry):
     ensure(
         "server.crt",
         lambda: make_server(
-            server_names, load_key(folder / "server.key"), load_key(folder / "ca.key"), load_certificate(folder / "ca.crt")
+            server_names,
+            load_key(folder / "server.key"),
+            load_key(folder / "ca.key"),
+            load_certificate(folder / "ca.crt"),
         ),
         0o644,
         missing=not serves(folder / "server.crt", server_names),
@@ -180,9 +180,11 @@ def make_all(folder, testbed, server_names, clients, dry):
         )
         ensure(
             f"nodes/{client}.pub",
-            lambda private=folder / "nodes" / client: serialization.load_ssh_private_key(private.read_bytes(), None)
-            .public_key()
-            .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH),
+            lambda private=folder / "nodes" / client: (
+                serialization.load_ssh_private_key(private.read_bytes(), None)
+                .public_key()
+                .public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
+            ),
             0o644,
         )
     return made

@@ -27,7 +27,7 @@ ansible_facts:
     testbed_probe:
       description: >-
         C(arch); C(os) with C(id), C(version), C(codename), C(name); C(kernel); C(service_mgr); C(python); C(cpus); C(memory_mb);
-        C(docker) with C(version) (null without an engine), C(compose) (null without Compose v2), C(running) and C(daemon_json)
+        C(docker) with C(version) (null without an engine), C(compose) (null without Compose v2), C(running), C(on_boot) (systemd starts it) and C(daemon_json)
         (null without the file); C(cgroup) with C(version), C(memory), C(cpu) (whether limits work);
         C(disk_free_mb) by path; C(images), image ids by C(repository:tag);
         C(paths), whether each of I(paths) exists.
@@ -45,6 +45,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testbed_docker import EngineUnreachable, get
 
 DAEMON_JSON = Path("/etc/docker/daemon.json")
+BOOT_LINK = Path("/etc/systemd/system/multi-user.target.wants/docker.service")
 
 
 def operating_system():
@@ -78,7 +79,7 @@ def cgroup():
 
 
 def docker():
-    facts = {"version": None, "compose": None, "running": False, "daemon_json": None}
+    facts = {"version": None, "compose": None, "running": False, "on_boot": BOOT_LINK.exists(), "daemon_json": None}
     if DAEMON_JSON.exists():
         text = DAEMON_JSON.read_text()
         facts["daemon_json"] = json.loads(text) if text.strip() else {}

@@ -91,7 +91,7 @@ class Run:
     def end(self, status, reason):
         """Write the last word on a run whose ServerApp did not."""
         record = self.record() | {"status": status, "reason": reason}
-        record["updated"] = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="milliseconds")
+        record["updated"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
         partial = self.folder / "run.json.new"
         partial.write_text(json.dumps(record))
         owner = self.folder.stat().st_uid
@@ -101,7 +101,9 @@ class Run:
 
     def rows(self, name):
         path = self.folder / name
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []  # a line without its end is still being written
+        lines = (
+            path.read_text().split("\n")[:-1] if path.exists() else []
+        )  # a line without its end is still being written
         return [json.loads(line) for line in lines]
 
     def flwr(self, *arguments):

@@ -92,10 +92,22 @@ def describe(summary):
 def supernodes(module, root):
     record = root / "state" / "nodes.json"
     names = {node["id"]: name for name, node in json.loads(record.read_text()).items()} if record.exists() else {}
-    command = ["docker", "exec", f"{module.params['project']}-superlink-1", "flwr", "supernode", "ls", "testbed", "--format", "json"]
+    command = [
+        "docker",
+        "exec",
+        f"{module.params['project']}-superlink-1",
+        "flwr",
+        "supernode",
+        "ls",
+        "testbed",
+        "--format",
+        "json",
+    ]
     code, out, _err = module.run_command(command)
     listed = {str(node["node-id"]): node["status"] for node in json.loads(out)["nodes"]} if code == 0 else {}
-    return [{"name": name, "status": listed.get(node_id, "unknown"), "node_id": node_id} for node_id, name in names.items()]
+    return [
+        {"name": name, "status": listed.get(node_id, "unknown"), "node_id": node_id} for node_id, name in names.items()
+    ]
 
 
 def latest_run(root):
@@ -116,10 +128,17 @@ def main():
         supports_check_mode=True,
     )
     root = Path(module.params["root"])
-    result = {"os": platform.freedesktop_os_release()["PRETTY_NAME"], "arch": platform.machine(), "docker": None, "containers": []}
+    result = {
+        "os": platform.freedesktop_os_release()["PRETTY_NAME"],
+        "arch": platform.machine(),
+        "docker": None,
+        "containers": [],
+    }
     try:
         result["docker"] = get("/version")["Version"]
-        result["containers"] = sorted(map(describe, containers(module.params["project"])), key=lambda row: row["service"])
+        result["containers"] = sorted(
+            map(describe, containers(module.params["project"])), key=lambda row: row["service"]
+        )
     except EngineUnreachable:
         pass  # docker stays null: the host has no engine, or it is down
     if module.params["server"]:

@@ -83,6 +83,9 @@ from ansible.module_utils.testbed_docker import EngineUnreachable, get, inspect
 TESTBED_LABEL = "fltestbed.testbed"
 DEVICE_LABEL = "fltestbed.device"
 SPEC_LABEL = "fltestbed.spec"
+# What systemd and an engine need beside the engine's own choice. "ALL" means different things to different engines, and
+# would hand out the clock and the modules of the machine's kernel.
+CAPABILITIES = ("NET_ADMIN", "SYS_ADMIN", "SYS_NICE", "SYS_PTRACE")
 HOST_KEY = "/etc/ssh/ssh_host_ed25519_key.pub"
 
 
@@ -117,10 +120,7 @@ def run_arguments(device, container, network, image, authorized_key):
         "--restart=unless-stopped",
         "--stop-signal=SIGRTMIN+3",
         f"--volume={container}-docker:/var/lib/docker",
-        # systemd and an engine need the capabilities, but not the devices and whatever else "privileged" stands for.
-        # SYS_RESOURCE is one that neither needs and that not every machine can give.
-        "--cap-add=ALL",
-        "--cap-drop=SYS_RESOURCE",
+        *(f"--cap-add={capability}" for capability in CAPABILITIES),
         "--security-opt=seccomp=unconfined",
         "--security-opt=apparmor=unconfined",
         "--cgroupns=private",

@@ -79,7 +79,17 @@ def pip(module, *arguments):
 def brings_cuda(module, requirements, target, scratch):
     """Return whether pip would also fetch the CUDA runtime."""
     report = scratch / "report.json"
-    pip(module, "install", "--quiet", "--dry-run", "--ignore-installed", f"--report={report}", "--target=none", *target, *requirements)
+    pip(
+        module,
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--ignore-installed",
+        f"--report={report}",
+        "--target=none",
+        *target,
+        *requirements,
+    )
     names = [item["metadata"]["name"].lower() for item in json.loads(report.read_text())["install"]]
     return any(name.startswith(("nvidia-", "cuda-")) for name in names)
 

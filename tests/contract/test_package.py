@@ -1,12 +1,14 @@
 """The built wheel is the whole program: what a command needs comes with it."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[2]
 CARRIED = ("experiments", "fl_app", "inventories", "playbooks", "plugins", "roles")
@@ -68,3 +70,11 @@ def test_an_installed_program_finds_what_it_carries(wheel: Path, tmp_path: Path)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(tmp_path / "site/fltestbed/_content"), "server", "fashion-mnist-cnn"]
+
+
+def test_flower_is_the_same_everywhere() -> None:
+    """Controller, image and app: another minor version does not talk to this one."""
+    image = yaml.safe_load((ROOT / "roles/images/defaults/main.yml").read_text(encoding="utf-8"))["images_requirements"]
+    files = [(ROOT / name).read_text(encoding="utf-8") for name in ("pyproject.toml", "fl_app/pyproject.toml")]
+    pins = [re.findall(r"\bflwr==[0-9.]+", text) for text in (*files, "\n".join(image))]
+    assert pins[0] and pins[0] == pins[1] == pins[2]

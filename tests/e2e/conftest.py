@@ -38,10 +38,18 @@ class Lab:
     def run(self, *arguments: str, code: int = 0) -> str:
         """Run fltestbed; return its standard output. Fails with everything it said when the exit code is another."""
         done = subprocess.run(
-            self.command(*arguments), cwd=self.folder, env=self.environment(), capture_output=True, text=True, timeout=1500, check=False
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=1500,
+            check=False,
         )
         print(f"$ fltestbed {' '.join(arguments)}\n{done.stderr[-6000:]}")
-        assert done.returncode == code, f"exit code {done.returncode}, not {code}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
+        assert done.returncode == code, (
+            f"exit code {done.returncode}, not {code}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
+        )
         return done.stdout
 
     def status(self) -> dict[str, Any]:
@@ -61,7 +69,10 @@ class Lab:
 
     def images(self) -> dict[str, set[str]]:
         """Return the images of every device's engine."""
-        return {device: set(self.on(device, "docker", "images", "-q", "--no-trunc").split()) for device in ("server", *DEVICES)}
+        return {
+            device: set(self.on(device, "docker", "images", "-q", "--no-trunc").split())
+            for device in ("server", *DEVICES)
+        }
 
     def latest_run(self) -> Path:
         return max((self.folder / "runs").iterdir())

@@ -53,7 +53,9 @@ def test_every_client_is_online_with_the_limits_asked_for(lab: Lab) -> None:
         assert row["memory"] == row["memory_asked"]
     # The kernel's own word, read without our code.
     container = lab.on("pi-3", "docker", "ps", "-qf", "name=client-pi-3").strip()
-    assert lab.on("pi-3", "docker", "inspect", "-f", "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}}", container).split() == [
+    assert lab.on(
+        "pi-3", "docker", "inspect", "-f", "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}}", container
+    ).split() == [
         "350000000",
         str(640 * 2**20),
     ]
@@ -94,7 +96,13 @@ for path in ("/health", "/v1/fleet/nodes", "/v1/control/runs", "/v1/runtime/x", 
     answers = dict(line.rsplit(" ", 1) for line in lab.on("pi-3", "python3", "-c", script).splitlines())
     assert answers["/health"] == "200"
     assert answers["/v1/fleet/nodes"] in ("401", "404", "405", "422"), "the proxy has to pass the fleet API on"
-    for path in ("/v1/control/runs", "/v1/runtime/x", "/v1/fleet/../control/runs", "/v1/fleet/%2e%2e/control/runs", "/"):
+    for path in (
+        "/v1/control/runs",
+        "/v1/runtime/x",
+        "/v1/fleet/../control/runs",
+        "/v1/fleet/%2e%2e/control/runs",
+        "/",
+    ):
         assert answers[path] == "403", path
     for port in (8000, 9094, 9099):
         probe = f"import socket; socket.create_connection(('{SUBNET}10', {port}), 3)"
@@ -102,7 +110,9 @@ for path in ("/health", "/v1/fleet/nodes", "/v1/control/runs", "/v1/runtime/x", 
 
 
 def test_an_unregistered_supernode_is_refused(lab: Lab) -> None:
-    image = lab.on("pi-3", "bash", "-c", "docker images --format '{{.Repository}}:{{.Tag}}' | grep fltestbed/app").strip()
+    image = lab.on(
+        "pi-3", "bash", "-c", "docker images --format '{{.Repository}}:{{.Tag}}' | grep fltestbed/app"
+    ).strip()
     script = (
         "openssl ecparam -name secp384r1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out /tmp/key && "
         f"timeout 60 flower-supernode --superlink {SUBNET}10:9092 --root-certificates /ca.crt --auth-supernode-private-key /tmp/key"
@@ -112,7 +122,17 @@ def test_an_unregistered_supernode_is_refused(lab: Lab) -> None:
         f"docker run --rm --tmpfs /tmp:mode=1777 -v /opt/fltestbed/e2e/nodes/pi-3/ca.crt:/ca.crt:ro {image} bash -c '{script}' 2>&1; echo rc=$?",
     )  # fmt: skip
     assert "rc=0" not in said and "rc=124" not in said, said
-    assert {row["name"] for row in json.loads(lab.on("server", "bash", "-c", "cat /opt/fltestbed/e2e/state/nodes.json | python3 -c 'import json,sys; print(json.dumps([{\"name\": n} for n in json.load(sys.stdin)]))'"))} == set(DEVICES)
+    assert {
+        row["name"]
+        for row in json.loads(
+            lab.on(
+                "server",
+                "bash",
+                "-c",
+                "cat /opt/fltestbed/e2e/state/nodes.json | python3 -c 'import json,sys; print(json.dumps([{\"name\": n} for n in json.load(sys.stdin)]))'",
+            )
+        )
+    } == set(DEVICES)
 
 
 def test_training_on_fashion_mnist(lab: Lab) -> None:
@@ -161,7 +181,9 @@ def test_a_killed_client_is_named_and_takes_part_again(lab: Lab) -> None:
     )  # fmt: skip
     try:
         wait_for("the first round", lambda: [row for row in server_rows(lab, "rounds.jsonl") if row["round"] == 1])
-        pid = wait_for("a ClientApp that trains", lambda: lab.on("pi-4", "pgrep", "-f", "flwr-clientapp", code=None).split())
+        pid = wait_for(
+            "a ClientApp that trains", lambda: lab.on("pi-4", "pgrep", "-f", "flwr-clientapp", code=None).split()
+        )
         container = lab.on("pi-4", "docker", "ps", "-qf", "name=client-pi-4").strip()
         assert pid
         lab.on("pi-4", "bash", "-c", f"kill -9 $(docker inspect -f '{{{{.State.Pid}}}}' {container})")
@@ -244,7 +266,10 @@ def test_a_typo_is_refused_before_a_host_is_touched(lab: Lab) -> None:
 
 def test_no_secret_is_in_a_log(lab: Lab) -> None:
     pki = lab.folder / ".fltestbed" / "e2e" / "pki"
-    secrets = [(pki / "superexec.secret").read_text(), *((pki / name).read_text().splitlines()[2] for name in ("ca.key", "server.key"))]
+    secrets = [
+        (pki / "superexec.secret").read_text(),
+        *((pki / name).read_text().splitlines()[2] for name in ("ca.key", "server.key")),
+    ]
     secrets += [(pki / "nodes" / device).read_text().splitlines()[2] for device in DEVICES]
     for file in [*(lab.folder / ".fltestbed" / "e2e" / "logs").iterdir(), *(lab.folder / "runs").rglob("*.*")]:
         if file.is_file():

@@ -67,7 +67,7 @@ class Experiment(_Part):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", max_length=60)]
     description: str = ""
     app: str = "fl_app"
-    model: str = "cnn"
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = "cnn"
     data: Data = Data()
     partitioner: Partitioner = Iid(name="iid")
     strategy: FedAvg = FedAvg()

@@ -6,12 +6,16 @@ DOCUMENTATION = r"""
 name: testbed_component
 short_description: Add the calling role's services and files to the host's state
 description:
-  - Renders C(templates/component.yml.j2) and every file below C(templates/tree/) of the calling role, and merges them into the
+  - Renders C(templates/component.yml.j2) and every file below C(templates/tree/) of the calling role, and merges them
+    into the
     fact C(testbed_tree) of the host. Nothing is sent to the host; the role C(host) delivers and converges the sum.
-  - A template's path below C(templates/tree/), without C(.j2), is the file's path below the testbed's folder on the host.
-  - "C(component.yml.j2) has C(services) and C(networks) as Compose knows them, and three more keys, each by path on the host:
+  - A template's path below C(templates/tree/), without C(.j2), is the file's path below the testbed's folder on the
+    host.
+  - "C(component.yml.j2) has C(services) and C(networks) as Compose knows them, and three more keys, each by path on
+    the host:
     C(directories) (C(mode), C(uid)), C(files) and C(secrets) (C(from), a file on the controller; C(uid))."
-  - A service's C(x-config) names files and secrets that it reads. Their hash becomes the label C(fltestbed.config), so that
+  - A service's C(x-config) names files and secrets that it reads. Their hash becomes the label C(fltestbed.config),
+    so that
     Compose recreates the service when, and only when, one of them changes.
 options: {}
 author: fltestbed authors

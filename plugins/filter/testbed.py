@@ -15,7 +15,7 @@ from fltestbed.inventory import resolve_clients
 def testbed_clients(
     devices: list[str], hostvars: Mapping[str, Any], profiles: Mapping[str, Any], own_profiles: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return every client of the devices in partition order: device, client, cpus, memory (bytes), settings, partition."""
+    """Return every client in partition order: device, client, cpus, memory (bytes), settings, partition."""
     try:
         clients = [
             client for device in devices for client in resolve_clients(device, hostvars[device], profiles, own_profiles)

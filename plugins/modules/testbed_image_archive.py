@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: testbed_image_archive
 short_description: Write an image as an OCI image layout
 description:
-  - Saves an image of the local Docker engine as OCI blobs with gzipped layers, and a folder with the C(index.json) that names
+  - Saves an image of the local Docker engine as OCI blobs with gzipped layers, and a folder with the C(index.json)
+    that names
     them. The blobs are what a registry's clients ask for, so no registry program is needed. Images share equal blobs.
   - The folder also has the C(manifest.json) that C(docker load) wants in a tar of the blobs.
   - C(index.json) is written last and marks an image as whole.
@@ -21,7 +22,8 @@ options:
     type: path
     required: true
   layout:
-    description: Name of the image's folder. One that is there is taken as done, since its name holds the content's hash.
+    description: Name of the image's folder. One that is there is taken as done, since its name holds the content's
+      hash.
     type: str
     required: true
 author: fltestbed authors
@@ -56,17 +58,17 @@ CHUNK = 8 * 2**20
 OCI = "application/vnd.oci.image"
 
 
-def add_blob(blobs, chunks, media_type):
-    """Write chunks of bytes as one blob; return its OCI descriptor."""
+def add_blob(blobs, scratch, chunks, media_type):
+    """Write chunks of bytes as one blob, by way of the scratch folder; return its OCI descriptor."""
     digest = hashlib.sha256()
     size = 0
-    with tempfile.NamedTemporaryFile(dir=blobs, prefix=".new-", delete=False) as out:
+    with tempfile.NamedTemporaryFile(dir=scratch, delete=False) as out:
         for chunk in chunks:
             digest.update(chunk)
             size += len(chunk)
             out.write(chunk)
-    os.chmod(out.name, 0o644)
-    os.replace(out.name, blobs / digest.hexdigest())
+    Path(out.name).chmod(0o644)
+    Path(out.name).replace(blobs / digest.hexdigest())
     return {"mediaType": media_type, "digest": f"sha256:{digest.hexdigest()}", "size": size}
 
 
@@ -85,14 +87,17 @@ def write_layout(saved, store, layout):
     """Write the image of a ``docker save`` archive into the store."""
     blobs = store / "blobs" / "sha256"
     blobs.mkdir(parents=True, exist_ok=True)
+    scratch = saved.parent
     with tarfile.open(saved) as archive:
         (image,) = json.load(archive.extractfile("manifest.json"))
-        config = add_blob(blobs, [archive.extractfile(image["Config"]).read()], f"{OCI}.config.v1+json")
+        config = archive.extractfile(image["Config"]).read()
+        config = add_blob(blobs, scratch, [config], f"{OCI}.config.v1+json")
         layers = [
-            add_blob(blobs, gzipped(archive.extractfile(name)), f"{OCI}.layer.v1.tar+gzip") for name in image["Layers"]
+            add_blob(blobs, scratch, gzipped(archive.extractfile(name)), f"{OCI}.layer.v1.tar+gzip")
+            for name in image["Layers"]
         ]
     manifest = {"schemaVersion": 2, "mediaType": f"{OCI}.manifest.v1+json", "config": config, "layers": layers}
-    descriptor = add_blob(blobs, [json.dumps(manifest).encode()], manifest["mediaType"])
+    descriptor = add_blob(blobs, scratch, [json.dumps(manifest).encode()], manifest["mediaType"])
     for_docker_load = {
         "Config": blob_path(config),
         "RepoTags": image["RepoTags"],

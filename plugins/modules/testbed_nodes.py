@@ -7,8 +7,10 @@ DOCUMENTATION = r"""
 module: testbed_nodes
 short_description: Register SuperNodes with SuperLink
 description:
-  - Registers each client's public key under the client's name, and takes clients off the register that are gone or have a new key.
-  - Flower's register can't be asked for names and keys, so what was registered is kept in C(state/nodes.json), beside SuperLink's
+  - Registers each client's public key under the client's name, and takes clients off the register that are gone or
+    have a new key.
+  - Flower's register can't be asked for names and keys, so what was registered is kept in C(state/nodes.json), beside
+    SuperLink's
     database, and lives and dies with it.
 options:
   root:
@@ -45,7 +47,6 @@ removed:
 """
 
 import json
-import os
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
@@ -103,7 +104,7 @@ def main():
 def save(record, held):
     partial = record.with_suffix(".new")
     partial.write_text(json.dumps(held, indent=1))
-    os.replace(partial, record)
+    partial.replace(record)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 #!/usr/bin/python
-"""Makes a testbed's certificate authority, server certificate, secret and SuperNode keys; leaves what is there and valid."""
+"""Makes a testbed's certificate authority, server certificate, secret and SuperNode keys; leaves what is valid."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ module: testbed_pki
 short_description: Make a testbed's certificates and keys
 description:
   - Runs on the controller. Every private file is made with mode 0600 in a folder of mode 0700 and never returned.
-  - What is there stays. The server's certificate is made again when its names differ or when it ends within 30 days; a file that
+  - What is there stays. The server's certificate is made again when its names differ or when it ends within 30 days;
+    a file that
     can't be read is an error, never a reason to replace a key that hosts rely on.
 options:
   path:
-    description: Folder for C(ca.key), C(ca.crt), C(server.key), C(server.crt), C(superexec.secret) and C(nodes/CLIENT[.pub]).
+    description: Folder for C(ca.key), C(ca.crt), C(server.key), C(server.crt), C(superexec.secret) and
+      C(nodes/CLIENT[.pub]).
     type: path
     required: true
   testbed:
@@ -105,7 +107,17 @@ def certificate(subject, public_key, issuer, signer, days):
 
 
 def key_usage(**uses):
-    names = ["digital_signature", "content_commitment", "key_encipherment", "data_encipherment", "key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"]
+    names = [
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    ]
     return x509.KeyUsage(**{name: uses.get(name, False) for name in names})
 
 
@@ -146,8 +158,10 @@ def make_all(folder, testbed, server_names, clients, dry):
     """Make what is missing; return the names of the files made."""
     made = []
 
-    def ensure(name, content, mode=0o600, missing=None):
+    def ensure(name, content, mode=0o600, missing=None, public=None):
         path = folder / name
+        if public and not path.exists() and (folder / public).exists():
+            raise ValueError(f"{name} is gone, and {public}, which hosts rely on, is still there")
         if (not path.exists()) if missing is None else missing:
             made.append(name)
             if not dry:
@@ -156,9 +170,9 @@ def make_all(folder, testbed, server_names, clients, dry):
     def new_key():
         return pem(ec.generate_private_key(ec.SECP384R1()))
 
-    ensure("ca.key", new_key)
+    ensure("ca.key", new_key, public="ca.crt")
     ensure("ca.crt", lambda: make_ca(testbed, load_key(folder / "ca.key")), 0o644)
-    ensure("server.key", new_key)
+    ensure("server.key", new_key, public="server.crt")
     ensure(
         "server.crt",
         lambda: make_server(
@@ -177,6 +191,7 @@ def make_all(folder, testbed, server_names, clients, dry):
             lambda: ec.generate_private_key(ec.SECP384R1()).private_bytes(
                 serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
             ),
+            public=f"nodes/{client}.pub",
         )
         ensure(
             f"nodes/{client}.pub",
@@ -207,8 +222,8 @@ def main():
         )
     except (OSError, ValueError) as error:
         module.fail_json(
-            msg=f"the testbed's keys and certificates in {folder} can't be used: {error}. Restore the folder from a backup; "
-            "or remove it, and deploy again with new keys on every host."
+            msg=f"the testbed's keys and certificates in {folder} can't be used: {error}. Restore the folder from a "
+            "backup; or remove it, and deploy again with new keys on every host."
         )
     result = {"changed": bool(made), "made": made}
     if (folder / "server.crt").exists():

@@ -26,8 +26,10 @@ ansible_facts:
   contains:
     testbed_probe:
       description: >-
-        C(arch); C(os) with C(id), C(version), C(codename), C(name); C(kernel); C(service_mgr); C(python); C(cpus); C(memory_mb);
-        C(docker) with C(version) (null without an engine), C(compose) (null without Compose v2), C(running), C(on_boot) (systemd starts it) and C(daemon_json)
+        C(arch); C(os) with C(id), C(version), C(codename), C(name); C(kernel); C(service_mgr); C(python); C(cpus);
+          C(memory_mb);
+        C(docker) with C(version) (null without an engine), C(compose) (null without Compose v2), C(running),
+          C(on_boot) (systemd starts it) and C(daemon_json)
         (null without the file); C(cgroup) with C(version), C(memory), C(cpu) (whether limits work);
         C(disk_free_mb) by path; C(images), image ids by C(repository:tag);
         C(paths), whether each of I(paths) exists.
@@ -111,8 +113,8 @@ def main():
         engine, images = docker()
     except ValueError as error:
         module.fail_json(
-            msg=f"{DAEMON_JSON} or the engine's answer is not valid JSON: {error}. Correct it by hand: fltestbed merges into "
-            "that file and never replaces it."
+            msg=f"{DAEMON_JSON} or the engine's answer is not valid JSON: {error}. Correct it by hand: fltestbed "
+            "merges into that file and never replaces it."
         )
     probe = {
         "arch": platform.machine(),

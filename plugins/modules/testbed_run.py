@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: testbed_run
 short_description: Start, follow or stop a Flower run
 description:
-  - Runs on the server host. What it knows of a run it reads from C(runs/NAME/), where the ServerApp writes; Flower's own word is
+  - Runs on the server host. What it knows of a run it reads from C(runs/NAME/), where the ServerApp writes; Flower's
+    own word is
     asked for only where the ServerApp has been silent for a while, since each question costs about a second of CPU.
 options:
   root:
@@ -63,6 +64,7 @@ clients:
 import datetime
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -79,24 +81,32 @@ class Run:
     def __init__(self, module):
         self.module = module
         self.folder = Path(module.params["root"]) / "runs" / module.params["name"]
-        self.flower_id = self.folder / "flower-run-id"
+        # The folder is the container's own, and root must not write where it could lay a link; so this lies elsewhere.
+        self.flower_id = Path(module.params["root"]) / "submitted" / module.params["name"]
+
+    def read(self, name):
+        """Return a file's text; empty where there is none, or a link in its place."""
+        try:
+            with os.fdopen(os.open(self.folder / name, os.O_RDONLY | os.O_NOFOLLOW)) as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
 
     def record(self):
         """Return run.json; before the ServerApp wrote it, a record that says that the run starts."""
-        path = self.folder / "run.json"
-        if path.exists():
-            return json.loads(path.read_text())
+        if text := self.read("run.json"):
+            return json.loads(text)
         return {"status": "starting", "reason": None, "round": 0, "rounds": None}
 
     def end(self, status, reason):
         """Write the last word on a run whose ServerApp did not."""
         record = self.record() | {"status": status, "reason": reason}
         record["updated"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
-        partial = self.folder / "run.json.new"
-        partial.write_text(json.dumps(record))
-        owner = self.folder.stat().st_uid
-        os.chown(partial, owner, owner)
-        os.replace(partial, self.folder / "run.json")
+        handle, partial = tempfile.mkstemp(dir=self.folder, prefix=".run-")
+        with os.fdopen(handle, "w") as out:
+            out.write(json.dumps(record))
+            os.fchmod(out.fileno(), 0o644)
+        Path(partial).replace(self.folder / "run.json")
         return record
 
     def rows(self, name):
@@ -154,7 +164,8 @@ def follow(module, run):
                 continue
         if time.monotonic() > deadline:
             module.fail_json(
-                msg=f"round {wanted} did not end within {module.params['timeout']} s. The run goes on; `fltestbed stop` ends it.",
+                msg=f"round {wanted} did not end within {module.params['timeout']} s. The run goes on; "
+                "`fltestbed stop` ends it.",
                 run=record,
             )
         time.sleep(LOOK_SECONDS)

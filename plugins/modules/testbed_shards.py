@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: testbed_shards
 short_description: Check data files by hash, and remove every other
 description:
-  - Looks into folders that each hold the data of one owner. A file whose SHA-256 is not the one asked for, or that is not asked
+  - Looks into folders that each hold the data of one owner. A file whose SHA-256 is not the one asked for, or that is
+    not asked
     for at all, is removed, so that a client never holds another's part of the data, nor a truncated one of its own.
 options:
   root:
@@ -53,7 +54,12 @@ def main():
     missing, removed = [], []
     for owner, wanted in module.params["shards"].items():
         held = False
-        for path in sorted((Path(module.params["root"]) / owner).iterdir()):
+        folder = Path(module.params["root"]) / owner
+        if not folder.is_dir():
+            module.fail_json(
+                msg=f"there is no {folder}: `fltestbed up` makes it, as the inventory says now; then run again"
+            )
+        for path in sorted(folder.iterdir()):
             if path.name == f"{wanted}.npz" and sha256(path) == wanted:
                 held = True
                 continue

@@ -40,7 +40,8 @@ docker:
   type: str
 containers:
   description: >-
-    Each with C(service), C(state), C(health), C(started), C(image), C(image_id), C(client), and for what trains C(cpus_asked), C(cpus), C(memory_asked),
+    Each with C(service), C(state), C(health), C(started), C(image), C(image_id), C(client), and for what trains
+      C(cpus_asked), C(cpus), C(memory_asked),
     C(memory) (cores, bytes; null for no limit).
   returned: always
   type: list

@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: testbed_tree
 short_description: Make a folder hold exactly these files
 description:
-  - Writes what differs, removes what an earlier call wrote and this one does not name, and leaves the rest of the folder alone.
+  - Writes what differs, removes what an earlier call wrote and this one does not name, and leaves the rest of the
+    folder alone.
   - A file lands whole (written beside its place, then renamed); the list of files that are ours lands last.
 options:
   root:
@@ -15,11 +16,13 @@ options:
     type: path
     required: true
   files:
-    description: Files by path below I(root), each with C(content), and C(mode) and C(uid) where the defaults 0644 and 0 do not fit.
+    description: Files by path below I(root), each with C(content), and C(mode) and C(uid) where the defaults 0644 and
+      0 do not fit.
     type: dict
     required: true
   secrets:
-    description: Content of further files by path; they are named in I(files) too, without C(content). Never shown, mode 0600.
+    description: Content of further files by path; they are named in I(files) too, without C(content). Never shown,
+      mode 0600.
     type: dict
     default: {}
   directories:
@@ -54,7 +57,7 @@ HIDDEN = "(secret)\n"
 
 
 def state_of(path):
-    """Return (content, mode, uid) of a file or folder, (None, None, None) where there is none; a folder's content is None."""
+    """Return (content, mode, uid) of a file or folder; a folder's content is None. All are None where there is none."""
     if path.is_symlink() or not path.exists():
         return None, None, None
     status = path.stat()
@@ -67,11 +70,11 @@ def write(path, content, mode, uid):
     try:
         with os.fdopen(handle, "w") as out:
             out.write(content)
-        os.chmod(partial, mode)
+        Path(partial).chmod(mode)
         os.chown(partial, uid, uid)
-        os.replace(partial, path)
+        Path(partial).replace(path)
     except BaseException:
-        os.unlink(partial)
+        Path(partial).unlink()
         raise
 
 
@@ -108,7 +111,7 @@ def main():
                 written.append(name + "/")
                 if not module.check_mode:
                     path.mkdir(parents=True, exist_ok=True)
-                    os.chmod(path, mode)
+                    path.chmod(mode)
                     os.chown(path, uid, uid)
         for name, entry in sorted(module.params["files"].items()):
             path = inside(root, name)

@@ -9,7 +9,8 @@ short_description: Bring the virtual devices of a testbed to a wanted state
 description:
   - A device is a container that runs a whole system with its own address, SSH server and Docker engine.
   - Runs on the machine whose engine holds the devices. Needs the C(docker) and C(ip) programs there.
-  - A change of I(cpus) or I(memory) is applied to the running device. Any other change makes the device anew; what its
+  - A change of I(cpus) or I(memory) is applied to the running device. Any other change makes the device anew; what
+    its
     own engine holds (images, volumes) is kept.
 options:
   name:
@@ -19,7 +20,8 @@ options:
     required: true
   state:
     description: >-
-      C(present) creates, updates and starts I(devices) and waits until they accept logins; C(absent) removes them, and
+      C(present) creates, updates and starts I(devices) and waits until they accept logins; C(absent) removes them,
+        and
       the network too if I(whole); C(gathered) only looks.
     type: str
     choices: [present, absent, gathered]
@@ -37,7 +39,8 @@ options:
       memory: {description: "Memory, as in 640m or 2g (1024-based).", type: str, required: true}
   whole:
     description: >-
-      With C(state=absent), remove all devices of the testbed and its network, also those that I(devices) does not name.
+      With C(state=absent), remove all devices of the testbed and its network, also those that I(devices) does not
+        name.
     type: bool
     default: false
   image:

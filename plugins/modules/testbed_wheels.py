@@ -7,8 +7,10 @@ DOCUMENTATION = r"""
 module: testbed_wheels
 short_description: Fetch the wheels of the Flower image
 description:
-  - Runs on the controller with its pip, its configuration and its certificates, for the hosts' architecture and the image's Python.
-  - Where the package index has no CPU build of torch, only one that brings gigabytes of CUDA, torch is left to the distribution's
+  - Runs on the controller with its pip, its configuration and its certificates, for the hosts' architecture and the
+    image's Python.
+  - Where the package index has no CPU build of torch, only one that brings gigabytes of CUDA, torch is left to the
+    distribution's
     package C(python3-torch) in the image. What was decided is written to C(torch) in I(path).
   - The folder appears whole or not at all.
 options:
@@ -69,7 +71,7 @@ def pip(module, *arguments):
     code, out, err = module.run_command(command)
     if code != 0:
         module.fail_json(
-            msg="pip could not get the packages of the Flower image. Is the package index reachable from the controller, and does "
+            msg="pip could not get the packages of the Flower image. Can the controller reach the package index, and does "
             f"pip's configuration name it? pip said: {err.strip()[-1500:]}",
             cmd=command,
         )

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ class Lab:
     """A working directory with an inventory, and the ways in which the tests look at its testbed."""
 
     folder: Path
-    timings: dict[str, float] = field(default_factory=dict)
 
     @property
     def inventory(self) -> Path:
@@ -51,6 +50,17 @@ class Lab:
             f"exit code {done.returncode}, not {code}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
         )
         return done.stdout
+
+    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+        """Start fltestbed in the background, both outputs in one pipe."""
+        return subprocess.Popen(
+            self.command(*arguments),
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
 
     def status(self) -> dict[str, Any]:
         return dict(json.loads(self.run("status", "--format", "json")))

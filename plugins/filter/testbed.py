@@ -58,10 +58,10 @@ def run_plan(prepared: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def shards_of(prepared: Mapping[str, Any], host: str, server: bool) -> dict[str, dict[str, str]]:
-    """Return the data files that a host is to hold, by their folder: ``path`` on the controller and ``sha256``."""
-    shards = {part["client"]: part for part in prepared["partitions"] if part["device"] == host}
+    """Return the data files that a host is to hold, by folder: ``path`` on the controller and ``sha256``."""
+    shards = {f"data/{part['client']}": part for part in prepared["partitions"] if part["device"] == host}
     if server:
-        shards["server"] = prepared["test_set"]
+        shards["test"] = prepared["test_set"]
     return {owner: {key: str(shard[key]) for key in ("path", "sha256")} for owner, shard in shards.items()}
 
 
@@ -78,7 +78,7 @@ def items_of(rows: list[Mapping[str, Any]], keys: list[str]) -> list[dict[str, A
 def client_logs(clients: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the log files of a host's clients: ``name``, and the Compose ``services`` whose output goes into it."""
     names = [client["client"] for client in clients]
-    return [{"name": name, "services": [f"supernode-{name}", f"client-{name}"]} for name in names]
+    return [{"name": f"client-{name}", "services": [f"supernode-{name}", f"client-{name}"]} for name in names]
 
 
 def host_facts(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, Any]:

@@ -200,7 +200,10 @@ def main():
         required_if=[("state", "followed", ("round",))],
         supports_check_mode=True,
     )
-    {"submitted": submit, "followed": follow, "stopped": stop}[module.params["state"]](module, Run(module))
+    try:
+        {"submitted": submit, "followed": follow, "stopped": stop}[module.params["state"]](module, Run(module))
+    except OSError as error:
+        module.fail_json(msg=f"the run's files on the server host can't be used: {error}")
 
 
 if __name__ == "__main__":

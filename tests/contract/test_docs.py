@@ -162,7 +162,7 @@ def test_every_key_of_the_lock_is_explained() -> None:
 def test_every_file_of_the_results_is_explained() -> None:
     text = (ROOT / "docs/reference-results.md").read_text(encoding="utf-8").partition("\n## ")[0]
     collect = (ROOT / "roles/run/tasks/collect.yml").read_text(encoding="utf-8")
-    fetched = re.search(r"loop: \[(.*)\]", collect)
+    fetched = re.search(r"patterns: \[(.*)\]", collect)
     assert fetched
     for name in (*fetched[1].split(", "), "lock.json", "logs/server.log"):
         assert f"| `{name}` |" in text, name

@@ -142,7 +142,7 @@ def test_training_on_fashion_mnist(lab: Lab) -> None:
     lock = json.loads((run / "lock.json").read_text())
     assert len({part["sha256"] for part in lock["partitions"]}) == 3
     assert set(lock["hosts"]) == {"server", *DEVICES}
-    for name in ("server", *DEVICES):
+    for name in ("server", *(f"client-{device}" for device in DEVICES)):
         assert (run / "logs" / f"{name}.log").stat().st_size > 0, name
 
 
@@ -161,7 +161,7 @@ def test_a_change_of_the_app_needs_no_image(lab: Lab) -> None:
     client.write_text(client.read_text() + '\nprint("a line that was not there before", flush=True)\n')
     lab.run("run", "fashion-mnist-cnn", "--set", f"app={app}", "--set", "rounds=1", "--name", "changed-app")
     run = lab.latest_run()
-    assert "a line that was not there before" in (run / "logs" / "laptop.log").read_text()
+    assert "a line that was not there before" in (run / "logs" / "client-laptop.log").read_text()
     assert lab.images() == before
     assert lab.started() == started
 

@@ -337,7 +337,7 @@ def test_a_stopped_run_says_so(folder: Path) -> None:
 
     with pytest.raises(SystemExit):
         lead(LocalGrid(replies={("pi-1", 2): stop}))
-    assert (state(folder)["status"], state(folder)["reason"]) == ("failed", "stopped before its last round")
+    assert (state(folder)["status"], state(folder)["reason"]) == ("stopped", "stopped before its last round")
     assert (folder / "model.pt").exists()
 
 

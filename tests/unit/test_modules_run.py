@@ -18,7 +18,12 @@ CLIENTS = [{"round": number, "client": client} for number in (1, 2) for client i
 def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "runs" / "r1"
     folder.mkdir(parents=True)
+    (tmp_path / "submitted").mkdir()
     return folder
+
+
+def flower_id(folder: Path) -> Path:
+    return folder.parents[1] / "submitted" / folder.name
 
 
 def call(folder: Path, state: str, *, check: bool = False, **params: Any) -> dict[str, Any]:
@@ -91,7 +96,7 @@ def test_follow_wants_a_round(folder: Path) -> None:
 
 
 def test_a_run_that_was_submitted_is_left_alone(folder: Path) -> None:
-    (folder / "flower-run-id").write_text("7")
+    flower_id(folder).write_text("7")
     answer = call(folder, "submitted")
     assert (answer["changed"], answer["run"]["status"]) == (False, "starting")
 
@@ -105,7 +110,17 @@ def test_a_run_that_cannot_be_submitted_is_recorded_as_failed(folder: Path) -> N
     answer = call(folder, "submitted")
     assert answer["failed"] and "Flower refused the app" in answer["msg"]
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
-    assert not (folder / "flower-run-id").exists()
+    assert not flower_id(folder).exists()
+
+
+def test_links_in_the_containers_folder_lead_nowhere(folder: Path, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("{}")
+    (folder / "run.json").symlink_to(secret)
+    answer = call(folder, "followed", round=1, timeout=0)
+    assert answer["failed"] and "Too many levels of symbolic links" in answer["msg"]
+    call(folder, "submitted")
+    assert secret.read_text() == "{}"
 
 
 @pytest.mark.parametrize("status", ["finished", "failed", "stopped"])

@@ -107,9 +107,9 @@ PREPARED = {
 
 def test_a_host_holds_its_own_part_and_the_server_the_test_set() -> None:
     shards_of = filters["shards_of"]
-    assert shards_of(PREPARED, "pi-1", False) == {"pi-1": {"path": "/c/0.npz", "sha256": "00"}}
-    assert shards_of(PREPARED, "server", True) == {"server": {"path": "/c/test.npz", "sha256": "ff"}}
-    assert set(shards_of(PREPARED, "pi-2", True)) == {"pi-2", "server"}
+    assert shards_of(PREPARED, "pi-1", False) == {"data/pi-1": {"path": "/c/0.npz", "sha256": "00"}}
+    assert shards_of(PREPARED, "server", True) == {"test": {"path": "/c/test.npz", "sha256": "ff"}}
+    assert set(shards_of(PREPARED, "pi-2", True)) == {"data/pi-2", "test"}
     assert shards_of(PREPARED, "idle", False) == {}
 
 
@@ -143,5 +143,5 @@ def test_an_apps_folder_goes_as_its_text_files(tmp_path: Path) -> None:
 
 def test_every_client_has_a_log_of_both_its_containers() -> None:
     assert filters["client_logs"]([{"client": "pi-1"}]) == [
-        {"name": "pi-1", "services": ["supernode-pi-1", "client-pi-1"]}
+        {"name": "client-pi-1", "services": ["supernode-pi-1", "client-pi-1"]}
     ]

@@ -71,8 +71,8 @@ def pip(module, *arguments):
     code, out, err = module.run_command(command)
     if code != 0:
         module.fail_json(
-            msg="pip could not get the packages of the Flower image. Can the controller reach the package index, and does "
-            f"pip's configuration name it? pip said: {err.strip()[-1500:]}",
+            msg="pip could not get the packages of the Flower image. Can the controller reach the package index, and "
+            f"does pip's configuration name it? pip said: {err.strip()[-1500:]}",
             cmd=command,
         )
     return out

@@ -63,8 +63,9 @@ def test_every_client_is_online_with_the_limits_asked_for(lab: Lab) -> None:
         assert row["cpus"] == pytest.approx(row["cpus_asked"], abs=0.005)
         assert row["memory"] == row["memory_asked"]
     # Docker's own word, read without our code.
-    limits = ["docker", "inspect", "-f", "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}}", "fltestbed-e2e-client-pi-3-1"]
-    assert lab.on("pi-3", *limits).split() == ["350000000", str(640 * 2**20)]
+    limits = "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}}"
+    said = lab.on("pi-3", "docker", "inspect", "-f", limits, "fltestbed-e2e-client-pi-3-1")
+    assert said.split() == ["350000000", str(640 * 2**20)]
 
 
 def test_a_second_up_changes_nothing(lab: Lab) -> None:

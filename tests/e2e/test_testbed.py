@@ -65,7 +65,7 @@ def test_every_client_is_online_with_the_limits_asked_for(lab: Lab) -> None:
     # Docker's own word, read without our code.
     limits = "{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}}"
     said = lab.on("pi-3", "docker", "inspect", "-f", limits, "fltestbed-e2e-client-pi-3-1")
-    assert said.split() == ["350000000", str(640 * 2**20)]
+    assert said.split() == ["500000000", str(640 * 2**20)]
 
 
 def test_a_second_up_changes_nothing(lab: Lab) -> None:
@@ -193,7 +193,7 @@ def test_a_killed_client_is_named_and_takes_part_again(lab: Lab) -> None:
 def test_a_changed_limit_touches_that_client_alone(lab: Lab) -> None:
     before = lab.started()
     hosts = lab.inventory / "hosts.yml"
-    hosts.write_text(hosts.read_text().replace("cpus: 0.7,", "cpus: 0.6,"))
+    hosts.write_text(hosts.read_text().replace("cpus: 0.8,", "cpus: 0.6,"))
     lab.run("up")
     after = lab.started()
     assert {key for key in after if after[key] != before[key]} == {("pi-4", "client-pi-4")}

@@ -37,7 +37,8 @@ def main(names: list[str]) -> int:
         print("hint: run them as root or with a sudo that asks for none; make lint unit needs neither", file=sys.stderr)
         return 1
     adopt_orphans()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a background shell has SIGINT ignored, and children inherit that
+        signal.signal(number, signal.default_int_handler)
     had_engine = docker("version") is not None
     rows: list[tuple[str, float, int, int]] = []
     interrupted = False

@@ -105,8 +105,7 @@ def test_the_readme_shows_a_run_as_the_program_prints_it() -> None:
     block = (ROOT / "README.md").read_text(encoding="utf-8").partition(script.BEGIN)[2].partition(script.END)[0]
     heads = [line.split() for line in block.splitlines() if line.startswith(("round ", "device "))]
     assert "ROUNDS" in block and "CLIENTS" in block, "run python scripts/readme_demo.py runs/<run>"
-    from fltestbed.cli import run
-
+    run = importlib.import_module("fltestbed.cli.run")
     assert heads[0] == " ".join(run._ROUND).replace("_", " ").split()
     assert heads[1] == " ".join(run._client([_client_row()])).replace("_", " ").split()
 

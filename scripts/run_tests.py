@@ -40,6 +40,8 @@ def main(names: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # a background shell has SIGINT ignored, and children inherit that
         signal.signal(number, signal.default_int_handler)
     had_engine = docker("version") is not None
+    if on_devices and had_engine:
+        remove_devices()  # of a run that was killed
     rows: list[tuple[str, float, int, int]] = []
     interrupted = False
     try:

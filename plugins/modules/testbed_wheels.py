@@ -50,6 +50,7 @@ torch:
 """
 
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -78,8 +79,8 @@ def pip(module, *arguments):
     return out
 
 
-def brings_cuda(module, requirements, target, scratch):
-    """Return whether pip would also fetch the CUDA runtime."""
+def resolve(module, scratch, *arguments):
+    """Return the metadata of what pip would install. No wheel is fetched where the index has metadata apart."""
     report = scratch / "report.json"
     pip(
         module,
@@ -89,11 +90,14 @@ def brings_cuda(module, requirements, target, scratch):
         "--ignore-installed",
         f"--report={report}",
         "--target=none",
-        *target,
-        *requirements,
+        *arguments,
     )
-    names = [item["metadata"]["name"].lower() for item in json.loads(report.read_text())["install"]]
-    return any(name.startswith(("nvidia-", "cuda-")) for name in names)
+    return [item["metadata"] for item in json.loads(report.read_text())["install"]]
+
+
+def needs_cuda(torch):
+    """Return whether a build of torch, by its metadata, brings the CUDA runtime with it."""
+    return any(re.match(r"(nvidia|cuda)-", requirement) for requirement in torch.get("requires_dist", []))
 
 
 def main():
@@ -118,16 +122,19 @@ def main():
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".wheels-", dir=path.parent))
     try:
-        requirements = [*options["requirements"], options["torch"]]
         target = pip_target(options["arch"], options["python_wheel"])
+        requirements = [*options["requirements"], options["torch"]]
         torch = "wheel"
-        if brings_cuda(module, requirements, target, scratch):
+        if any(map(needs_cuda, resolve(module, scratch, "--no-deps", *target, options["torch"]))):
             torch = "debian"
-            requirements = options["requirements"]
             target = pip_target(options["arch"], options["python_debian"])
+            requirements = options["requirements"]
+        packages = resolve(module, scratch, *target, *requirements)
         done = scratch / "done"
-        pip(module, "download", "--quiet", f"--dest={done / 'wheels'}", *target, *requirements)
-        (done / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements))
+        done.mkdir()
+        pins = done / "requirements.txt"
+        pins.write_text("".join(sorted(f"{package['name']}=={package['version']}\n" for package in packages)))
+        pip(module, "download", "--quiet", "--no-deps", f"--dest={done / 'wheels'}", *target, f"--requirement={pins}")
         (done / "torch").write_text(torch)
         done.rename(path)
     finally:

@@ -109,7 +109,7 @@ def test_a_device_reaches_the_fleet_and_nothing_else(lab: Lab) -> None:
     assert answers["/v1/fleet/nodes"] in ("401", "404", "405", "422"), "the proxy has to pass the fleet API on"
     assert {path: answers[path] for path in FORBIDDEN} == dict.fromkeys(FORBIDDEN, "403")
     for port in (8000, 9094, 9099):
-        assert "refused" in lab.on("pi-3", "bash", "-c", f"exec 3<>/dev/tcp/{SUBNET}10/{port} 2>&1", code=None), port
+        assert "refused" in lab.on("pi-3", "bash", "-c", f"(exec 3<>/dev/tcp/{SUBNET}10/{port}) 2>&1", code=None), port
 
 
 UNREGISTERED = f"""

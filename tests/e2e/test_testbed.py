@@ -167,15 +167,18 @@ def test_a_change_of_the_app_needs_no_image(lab: Lab) -> None:
     assert lab.started() == started
 
 
+def clientapps(lab: Lab) -> set[str]:
+    """Return the process ids of what trains on pi-4."""
+    return set(lab.on("pi-4", "pgrep", "-f", "flwr-clientapp", code=None).split())
+
+
 def test_a_killed_client_is_named_and_takes_part_again(lab: Lab) -> None:
     training = lab.start("run", "fashion-mnist-cnn", "--set", "rounds=4", "--name", "killed")
     try:
         wait_for("the first round", lambda: [row for row in server_rows(lab, "rounds.jsonl") if row["round"] == 1])
-        pid = wait_for(
-            "a ClientApp that trains", lambda: lab.on("pi-4", "pgrep", "-f", "flwr-clientapp", code=None).split()
-        )
+        earlier = clientapps(lab)
+        wait_for("a ClientApp of the next round", lambda: clientapps(lab) - earlier)
         container = lab.on("pi-4", "docker", "ps", "-qf", "name=client-pi-4").strip()
-        assert pid
         lab.on("pi-4", "bash", "-c", f"kill -9 $(docker inspect -f '{{{{.State.Pid}}}}' {container})")
         said = training.communicate(timeout=600)[0]
     finally:
@@ -220,7 +223,7 @@ def test_a_run_that_lacks_clients_ends_with_the_reason(lab: Lab) -> None:
     lab.on("laptop", "systemctl", "stop", "docker.socket", "docker")
     try:
         # SuperLink takes a silent SuperNode for gone after about a minute.
-        wait_for("the laptop offline", lambda: supernodes(lab)["laptop"] == "offline")
+        wait_for("the laptop offline", lambda: supernodes(lab)["laptop"] == "offline", 240)
         lab.run("run", "fashion-mnist-cnn", "--set", "client_wait=10", "--name", "lacking", code=7)
     finally:
         lab.on("laptop", "systemctl", "start", "docker")

@@ -36,11 +36,10 @@ def wait_for(what: str, look: Any, seconds: float = 120) -> Any:
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
-def server_rows(lab: Lab, name: str) -> list[dict[str, Any]]:
-    """Return the rows of the latest run as they stand on the server host."""
-    script = f"ls -td /opt/fltestbed/e2e/runs/*/ | head -1 | xargs -I@ cat @/{name}"
-    lines = lab.on("server", "bash", "-c", script, code=None).splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+def finished_rounds(lab: Lab, name: str) -> list[str]:
+    """Return the rows of rounds.jsonl as they stand on the server host, of the run that was given this name."""
+    file = f"/opt/fltestbed/e2e/runs/*-{name}/rounds.jsonl"
+    return lab.on("server", "bash", "-c", f"cat {file}", code=None).splitlines()
 
 
 def supernodes(lab: Lab) -> dict[str, str]:
@@ -175,7 +174,7 @@ def clientapps(lab: Lab) -> set[str]:
 def test_a_killed_client_is_named_and_takes_part_again(lab: Lab) -> None:
     training = lab.start("run", "fashion-mnist-cnn", "--set", "rounds=4", "--name", "killed")
     try:
-        wait_for("the first round", lambda: [row for row in server_rows(lab, "rounds.jsonl") if row["round"] == 1])
+        wait_for("the first round", lambda: finished_rounds(lab, "killed"))
         earlier = clientapps(lab)
         wait_for("a ClientApp of the next round", lambda: clientapps(lab) - earlier)
         container = lab.on("pi-4", "docker", "ps", "-qf", "name=client-pi-4").strip()
@@ -206,7 +205,7 @@ def test_a_changed_limit_touches_that_client_alone(lab: Lab) -> None:
 def test_an_interrupted_run_leaves_what_it_has(lab: Lab) -> None:
     training = lab.start("run", "fashion-mnist-cnn", "--set", "rounds=50", "--name", "interrupted")
     try:
-        wait_for("the first round", lambda: [row for row in server_rows(lab, "rounds.jsonl") if row["round"] == 1])
+        wait_for("the first round", lambda: finished_rounds(lab, "interrupted"))
         training.send_signal(signal.SIGINT)
         said = training.communicate(timeout=120)[0]
     finally:

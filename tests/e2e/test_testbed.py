@@ -177,6 +177,7 @@ def test_a_killed_client_is_named_and_takes_part_again(lab: Lab) -> None:
         wait_for("the first round", lambda: finished_rounds(lab, "killed"))
         earlier = clientapps(lab)
         wait_for("a ClientApp of the next round", lambda: clientapps(lab) - earlier)
+        time.sleep(4)  # it has its message and imports torch or trains
         container = lab.on("pi-4", "docker", "ps", "-qf", "name=client-pi-4").strip()
         lab.on("pi-4", "bash", "-c", f"kill -9 $(docker inspect -f '{{{{.State.Pid}}}}' {container})")
         said = training.communicate(timeout=600)[0]

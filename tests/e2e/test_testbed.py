@@ -46,9 +46,10 @@ def supernodes(lab: Lab) -> dict[str, str]:
     """Return each SuperNode's state as SuperLink sees it; empty while SuperLink can't be asked."""
     ask = ["docker", "exec", "fltestbed-e2e-superlink-1", "flwr", "supernode", "ls", "testbed", "--format", "json"]
     said = lab.on("server", *ask, code=None)
-    if not said.startswith("{"):
+    answer = json.loads(said) if said.startswith("{") else {}
+    if "nodes" not in answer:
         return {}
-    states = {str(node["node-id"]): node["status"] for node in json.loads(said)["nodes"]}
+    states = {str(node["node-id"]): node["status"] for node in answer["nodes"]}
     held = json.loads(lab.on("server", "cat", "/opt/fltestbed/e2e/state/nodes.json"))
     return {client: states[node["id"]] for client, node in held.items()}
 

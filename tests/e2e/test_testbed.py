@@ -224,7 +224,7 @@ def test_a_run_that_lacks_clients_ends_with_the_reason(lab: Lab) -> None:
     lab.on("laptop", "systemctl", "stop", "docker.socket", "docker")
     try:
         # SuperLink takes a silent SuperNode for gone after about a minute.
-        wait_for("the laptop offline", lambda: supernodes(lab)["laptop"] == "offline", 240)
+        wait_for("the laptop offline", lambda: supernodes(lab).get("laptop") == "offline", 240)
         lab.run("run", "fashion-mnist-cnn", "--set", "client_wait=10", "--name", "lacking", code=7)
     finally:
         lab.on("laptop", "systemctl", "start", "docker")

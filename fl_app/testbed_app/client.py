@@ -62,13 +62,14 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
     threads = limits.threads()
     torch.set_num_threads(threads)
 
-    seed = int(run_config["seed"])
-    rng = np.random.default_rng([seed, int(context.node_config["partition-id"]), int(str(config["server-round"]))])
+    seed, server_round = int(run_config["seed"]), int(str(config["server-round"]))
+    rng = np.random.default_rng([seed, int(context.node_config["partition-id"]), server_round])
     model = models.create(str(run_config["model"]), seed)
     model.load_state_dict(content.array_records["arrays"].to_torch_state_dict())
     examples = max(1, int(len(shard["train_labels"]) * settings.data_fraction))
     chosen = rng.permutation(len(shard["train_labels"]))[:examples]
 
+    print(f"round {server_round}: training on {examples} examples", flush=True)
     began = time.monotonic()
     train_loss = models.train(
         model,

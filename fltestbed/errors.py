@@ -44,6 +44,13 @@ class ExperimentError(FltestbedError):
     exit_code = 3
 
 
+class AppError(FltestbedError):
+    """The Flower app cannot be found or read, or Flower would refuse it."""
+
+    code = "app"
+    exit_code = 3
+
+
 class HostsError(FltestbedError):
     """Some hosts did not get through. `hosts` says for each of them where and why."""
 
@@ -92,6 +99,13 @@ class AnsibleFailed(FltestbedError):
 
     code = "ansible-failed"
     exit_code = 9
+
+
+class DiskError(FltestbedError):
+    """This machine cannot keep what has to be kept: its disk is full, or a file may not be written or read."""
+
+    code = "disk"
+    exit_code = 10
 
 
 class Cancelled(FltestbedError):

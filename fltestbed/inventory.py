@@ -1,19 +1,22 @@
-"""The inventory as data: one server, its devices and their clients, checked before any host is touched.
+"""The inventory as data: one server, its devices and their clients, checked before any host is touched."""
 
-`python -m fltestbed.inventory FOLDER` prints what Ansible makes of a folder; `load` runs it apart, with the environment
-that the playbooks get, so that both see the same variables.
-"""
-
+import functools
+import ipaddress
 import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from fltestbed import inventory_stamp
 from fltestbed.errors import InventoryError
+from fltestbed.findings import Finding
+from fltestbed.inventory_ansible import CONNECTION
+from fltestbed.inventory_files import GROUPS, Files, read, shown
 from fltestbed.paths import ansible_environment, content_dir, nearest
 
 SERVER_SERVICES = ("superlink", "serverapp", "proxy")
@@ -26,18 +29,14 @@ _SETTINGS = ("batch_size", "learning_rate", "local_epochs", "data_fraction")
 CLIENT_KEYS = ("cpus", "memory", *_SETTINGS)
 _PROFILE_KEYS = (*CLIENT_KEYS, "source")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_NAME_RULE = "a to z, 0 to 9 and hyphens between them, at most 63 characters"
+_DOMAIN = re.compile(
+    r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?"
+)
+_USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]*\$?")
 _MEMORY = re.compile(r"(\d+(?:\.\d+)?)([kmg]?)b?", re.IGNORECASE)
 _MEMORY_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _LEAST_MEMORY = 6 * 1024**2  # Docker refuses less
-_CONNECTION = (
-    "ansible_connection",
-    "ansible_host",
-    "ansible_port",
-    "ansible_user",
-    "ansible_ssh_private_key_file",
-    "ansible_ssh_common_args",
-    "ansible_become",
-)
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Testbed:
         return (self.server, *(device for device in self.devices if device.name != self.server.name))
 
 
-class _ValueError(InventoryError):
+class _Problem(InventoryError):
     """A variable of a host is wrong; `at` is the way to it, as in `testbed_clients.0.memory`."""
 
     def __init__(self, at: str, message: str, hint: str) -> None:
@@ -75,42 +74,53 @@ class _ValueError(InventoryError):
 def load(folder: Path) -> Testbed:
     """Return the testbed that an inventory folder describes.
 
-    Raises InventoryError, with the file and line where they are known.
+    A folder that was found right before, and is the same with all that bears on it, is not looked at again. Raises
+    InventoryError for the first of its errors, with the file and line where they are known.
     """
-    _require_name(folder.name, f"the inventory folder {folder}", "the folder's name is the testbed's name")
-    _check_syntax(folder)
-    dump = _ask_ansible(folder)
-    groups, variables = dump["groups"], dump["hosts"]
-    servers, devices = groups.get("superlink", []), groups.get("supernodes", [])
-    if len(servers) != 1:
-        what = f"has {len(servers)} hosts: {', '.join(servers)}" if servers else "is empty"
-        raise InventoryError(f"{folder}: group superlink {what}", "put exactly one host, the server, in it")
-    if not devices:
-        raise InventoryError(f"{folder}: group supernodes is empty", "put the devices that train in it")
-
-    clients: list[Client] = []
-    defaults = _shared_defaults()
-    for name in dict.fromkeys([*servers, *devices]):
-        _require_name(
-            name, f"{folder}: host {name!r}", "name the host as one names a computer; its address goes in ansible_host"
+    stamp = inventory_stamp.key(folder)
+    if stamp and (kept := inventory_stamp.recall(folder.name, stamp)):
+        return Testbed(
+            kept["name"],
+            Path(kept["path"]),
+            Host(**kept["server"]),
+            tuple(Host(**device) for device in kept["devices"]),
+            tuple(kept["clients"]),
         )
-        try:
-            _check_names(variables[name], defaults)
-            if name in devices:
-                hostvars = defaults | variables[name]
-                clients += resolve_clients(
-                    name, hostvars, hostvars["testbed_profiles"], hostvars["testbed_own_profiles"]
-                )
-        except _ValueError as error:
-            where = dump["origins"][name].get(error.at, str(folder))
-            raise InventoryError(f"{where}: {error.message}", error.hint) from None
-    _check_unique(clients, folder)
+    found, testbed = _inspect(folder)
+    errors = [finding for finding in found if finding.severity == "error"]
+    if errors or testbed is None:
+        more = f"\nfltestbed check shows {len(errors) - 1} more" if len(errors) > 1 else ""
+        raise InventoryError(f"{errors[0].where}: {errors[0].what}", errors[0].fix + more)
+    return testbed
 
-    hosts = {
-        name: Host(name, {key: variables[name][key] for key in _CONNECTION if key in variables[name]})
-        for name in {*servers, *devices}
-    }
-    return Testbed(folder.name, folder, hosts[servers[0]], tuple(hosts[name] for name in devices), tuple(clients))
+
+def findings(folder: Path) -> list[Finding]:
+    """Return all that is wrong with an inventory folder; no host is touched."""
+    return _inspect(folder)[0]
+
+
+def is_name(name: str) -> bool:
+    """Return whether a testbed or a host can be called that."""
+    return bool(_NAME.fullmatch(name))
+
+
+def is_address(address: str) -> bool:
+    """Return whether this is an IP address or a name that can be looked up: no user, port or path with it."""
+    try:
+        ipaddress.ip_address(address)
+    except ValueError:
+        return bool(_DOMAIN.fullmatch(address)) and not re.fullmatch(r"[0-9.]+", address)
+    return True
+
+
+def is_user(name: str) -> bool:
+    """Return whether SSH can log in as that."""
+    return bool(_USER.fullmatch(name))
+
+
+def profiles() -> list[str]:
+    """Return the names of the built-in profiles."""
+    return list(_shared_defaults()["testbed_profiles"])
 
 
 def resolve_clients(
@@ -126,29 +136,50 @@ def resolve_clients(
 
     Raises InventoryError when a value is of the wrong type or out of range, or a name is unknown.
     """
-    known: dict[str, Mapping[str, Any]] = {**profiles, **(own_profiles or {})}
-    group = _checked(hostname, "testbed_client_defaults", hostvars.get("testbed_client_defaults") or {})
-    host = _checked(hostname, "testbed_client", hostvars.get("testbed_client") or {})
-    profile_name = hostvars.get("testbed_profile") or ""
-    if profile_name and profile_name not in known:
-        raise _ValueError(
-            "testbed_profile", f"{hostname}: there is no profile {profile_name!r}", nearest(profile_name, known)
-        )
+    problems: list[_Problem] = []
+    clients = _resolve(hostname, hostvars, profiles, own_profiles or {}, problems)
+    if problems:
+        raise InventoryError(f"{hostname}: {problems[0].message}", problems[0].hint)
+    return clients
+
+
+def _resolve(
+    hostname: str,
+    hostvars: Mapping[str, Any],
+    profiles: Mapping[str, Any],
+    own_profiles: Mapping[str, Any],
+    problems: list[_Problem],
+) -> list[Client]:
+    """Return the clients of a device without what is wrong, which goes to `problems`."""
+    for at, profiles_of in (("testbed_profiles", profiles), ("testbed_own_profiles", own_profiles)):
+        if not isinstance(profiles_of, Mapping):
+            fix = "write them as {rock-5b: {cpus: 8, memory: 15g}}"
+            problems.append(_Problem(at, f"{at} must be profiles by name, not {profiles_of!r}", fix))
+            return []
+    known = {**profiles, **own_profiles}
+    group = _checked("testbed_client_defaults", hostvars.get("testbed_client_defaults") or {}, problems)
+    host = _checked("testbed_client", hostvars.get("testbed_client") or {}, problems)
+    own = {
+        name: _checked(f"testbed_own_profiles.{name}", entry, problems, _PROFILE_KEYS)
+        for name, entry in own_profiles.items()
+    }
+    name = hostvars.get("testbed_profile") or ""
     profile: dict[str, Any] = {}
-    if profile_name:
-        where = "testbed_own_profiles" if profile_name in (own_profiles or {}) else "testbed_profiles"
-        profile = _checked(hostname, f"{where}.{profile_name}", known[profile_name], _PROFILE_KEYS)
+    if name and (not isinstance(name, str) or name not in known):
+        problems.append(_Problem("testbed_profile", f"there is no profile {name!r}", nearest(str(name), known)))
+    elif name:
+        profile = (
+            own[name] if name in own else _checked(f"testbed_profiles.{name}", known[name], problems, _PROFILE_KEYS)
+        )
 
     entries = hostvars.get("testbed_clients") or [{}]
     if not isinstance(entries, list):
-        raise _ValueError(
-            "testbed_clients",
-            f"{hostname}: testbed_clients must be a list",
-            "write one entry a client, as in [{cpus: 1}]",
-        )
+        what = f"testbed_clients must be a list, not {entries!r}"
+        problems.append(_Problem("testbed_clients", what, "write one entry a client, as in [{cpus: 1}, {cpus: 0.5}]"))
+        return []
     clients: list[Client] = []
     for index, entry in enumerate(entries):
-        merged = group | profile | host | _checked(hostname, f"testbed_clients.{index}", entry or {})
+        merged = group | profile | host | _checked(f"testbed_clients.{index}", entry or {}, problems)
         clients.append(
             {
                 "device": hostname,
@@ -158,16 +189,17 @@ def resolve_clients(
                 "settings": {key: merged[key] for key in _SETTINGS if key in merged},
             }
         )
-    if len(clients) > 1:
-        for limit in ("cpus", "memory"):
-            asked = sum(client[limit] or 0 for client in clients)
-            if limit in profile and asked > profile[limit]:
-                raise _ValueError(
+    for limit in ("cpus", "memory") if len(clients) > 1 and not problems else ():
+        asked = sum(client[limit] or 0 for client in clients)
+        if limit in profile and asked > profile[limit]:
+            problems.append(
+                _Problem(
                     "testbed_clients",
-                    f"{hostname}: its {len(clients)} clients ask for {_quantity(limit, asked)} together, "
-                    f"but a device of profile {profile_name} has {_quantity(limit, profile[limit])}",
+                    f"its {len(clients)} clients ask for {_quantity(limit, asked)} together, "
+                    f"but a device of profile {name} has {_quantity(limit, profile[limit])}",
                     f"give each entry of testbed_clients a {limit} limit, so that together they fit the device",
                 )
+            )
     return clients
 
 
@@ -176,23 +208,292 @@ def client_services(client: str) -> tuple[str, str]:
     return f"supernode-{client}", f"client-{client}"
 
 
-def _checked(hostname: str, at: str, entry: Any, known: tuple[str, ...] = CLIENT_KEYS) -> dict[str, Any]:
+def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
+    """Return what is wrong with a folder and, unless that is an error, its testbed, which is remembered then."""
+    stamp = inventory_stamp.key(folder)
+    found: list[Finding] = []
+    if not is_name(folder.name):
+        what = f"the folder's name is the testbed's, and {folder.name!r} cannot be one"
+        found.append(Finding("error", "", shown(folder), what, f"rename the folder: {_NAME_RULE}"))
+    files = read(folder)
+    found += files.findings
+    if files.findings:
+        return found, None
+    view = _ask_ansible(folder)
+    if "error" in view:
+        return [*found, _ansibles_error(view["error"], folder)], None
+
+    groups, hosts = view["groups"], view["hosts"]
+    found += _check_groups(folder, files, groups, hosts)
+    found += _check_names(folder, files, groups, hosts)
+    specs, defaults = _specifications(), _shared_defaults()
+    clients: list[Client] = []
+    problems: list[tuple[str, _Problem]] = []
+    for name, host in hosts.items():
+        own: list[_Problem] = list(_check_variables(folder.name, host, specs, hosts))
+        if name in groups.get("supernodes", []):
+            variables = defaults | {
+                key: value for key, value in host["variables"].items() if not _template_in(key, value)
+            }
+            clients += _resolve(name, variables, variables["testbed_profiles"], variables["testbed_own_profiles"], own)
+        problems += [(name, problem) for problem in own]
+    problems += _check_addresses(groups.get("testbed", []), hosts)
+    problems += _check_unique(clients)
+    said = set()
+    for name, problem in problems:
+        where = _where(hosts[name]["origins"], problem.at, files.hosts.get(name) or shown(folder))
+        if (where, problem.message) not in said:
+            said.add((where, problem.message))
+            found.append(Finding("error", "", where, f"{name}: {problem.message}", problem.hint))
+    if any(finding.severity == "error" for finding in found):
+        return found, None
+
+    made = {
+        name: Host(name, {key: host["variables"][key] for key in CONNECTION if key in host["variables"]})
+        for name, host in hosts.items()
+    }
+    devices = tuple(made[name] for name in groups["supernodes"])
+    testbed = Testbed(folder.name, folder, made[groups["superlink"][0]], devices, tuple(clients))
+    if stamp:
+        inventory_stamp.remember(folder.name, stamp, asdict(testbed) | {"path": str(folder)})
+    return found, testbed
+
+
+def _check_groups(folder: Path, files: Files, groups: Mapping[str, Any], hosts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what is wrong with who is in which group."""
+
+    def error(group: str, what: str, fix: str) -> Finding:
+        return Finding("error", "", files.groups.get(group, shown(folder)), what, fix)
+
+    meant = {
+        close[0]: name
+        for name in groups
+        if name not in GROUPS
+        and (close := get_close_matches(name, [each for each in GROUPS if not groups.get(each)], 1, 0.8))
+    }
+    for right, name in meant.items():
+        yield error(name, f"there is no group {name}", f"did you mean {right}?")
+    servers, devices, monitors = (groups.get(name, []) for name in GROUPS[1:])
+    if len(servers) != 1 and "superlink" not in meant:
+        what = f"has {len(servers)} hosts: {', '.join(servers)}" if servers else "is empty"
+        yield error("superlink", f"group superlink {what}", "put exactly one host, the server, in it")
+    if not devices and "supernodes" not in meant:
+        yield error("supernodes", "group supernodes is empty", "put the devices that train in it")
+    if "monitoring" in groups and len(monitors) != 1:
+        what = f"has {len(monitors)} hosts: {', '.join(monitors)}" if monitors else "is empty"
+        yield error("monitoring", f"group monitoring {what}", "put exactly one host in it, or leave the group out")
+    for name in monitors if len(monitors) == 1 else ():
+        if name not in (*servers, *devices) and "ansible_host" not in hosts[name]["variables"]:
+            yield Finding(
+                *("error", "", files.hosts.get(name, shown(folder))),
+                f"group monitoring has the host {name}, which nothing else is said of",
+                f"{nearest(name, [*servers, *devices])} A host of its own needs ansible_host",
+            )
+    for group, members in zip(GROUPS[1:], (servers, devices, monitors), strict=True):
+        outside = [name for name in members if name not in groups.get("testbed", [])]
+        if outside and "testbed" not in meant:
+            what = f"group {group} is not below testbed, so {', '.join(outside)} would not be deployed"
+            yield error(group, what, f"write {group} below `children:` of testbed")
+    for name in groups.get("testbed", []):
+        if name not in (*servers, *devices, *monitors) and not meant:
+            yield Finding(
+                *("warning", "", files.hosts.get(name, shown(folder))),
+                f"{name} is in testbed, but is neither server nor device, so nothing runs there",
+                "put it in superlink, supernodes or monitoring, or take it out",
+            )
+
+
+def _check_names(folder: Path, files: Files, groups: Mapping[str, Any], hosts: Mapping[str, Any]) -> Iterator[Finding]:
+    """Yield what is wrong with the names of hosts, and with files that are named after hosts and groups."""
+    for name in hosts:
+        where = files.hosts.get(name, shown(folder))
+        if not is_name(name) and name != "localhost":
+            what = f"a host cannot be called {name!r}"
+            yield Finding("error", "", where, what, f"use {_NAME_RULE}; the address goes in ansible_host")
+        elif name in groups:
+            what = f"a host and a group are both called {name}"
+            yield Finding("error", "", where, what, "rename the host; the groups' names are fixed")
+    for (kind, name), where in files.variables.items():
+        known = groups if kind == "group_vars" else hosts
+        if name not in known:
+            thing = kind.partition("_")[0]
+            close = get_close_matches(name, known, 1, 0.8)
+            severity: Any = "error" if close and thing == "group" else "warning"
+            yield Finding(
+                severity,
+                "",
+                where,
+                f"the file is of a {thing} {name}, which there is not: nothing reads it",
+                nearest(name, known),
+            )
+
+
+def _check_variables(
+    testbed: str, host: Mapping[str, Any], specs: Mapping[str, Any], hosts: Mapping[str, Any]
+) -> Iterator[_Problem]:
+    """Yield what is wrong with the names and the types of a host's variables; the clients are left to `_resolve`."""
+    roles = tuple({f"{spec['role']}_" for spec in specs.values()})
+    for name, reason in host["failed"].items():
+        yield _Problem(name, f"{name} cannot be resolved: {reason}", "mend the template, or write the value itself")
+    for name, value in host["variables"].items():
+        if at := _template_in(name, value):
+            fix = "write the value itself; templates are for Ansible's own variables, as ansible_user"
+            yield _Problem(at, f"{at} is data, so the template in it is not run", fix)
+        elif name in specs:
+            yield from _check_type(name, value, specs[name])
+        elif name.startswith(roles):
+            yield _Problem(name, f"there is no variable {name}", nearest(name, specs))
+        elif name in CLIENT_KEYS:
+            yield _Problem(name, f"{name} is a client's", f"write testbed_client: {{{name}: {value}}}")
+        elif f"testbed_{name}" in specs:
+            yield _Problem(name, f"there is no variable {name}", f"did you mean testbed_{name}?")
+        elif name.startswith("ansible_"):
+            if name not in _ANSIBLES and get_close_matches(name, _ANSIBLES, 1, 0.85):
+                yield _Problem(name, f"there is no variable {name}", nearest(name, _ANSIBLES))
+        elif get_close_matches(name, specs, 1, 0.85):
+            yield _Problem(name, f"there is no variable {name}", nearest(name, specs))
+        if name in _RULES and not _is_template(value) and not _RULES[name][0](value):
+            yield _Problem(name, f"{name} cannot be {value!r}", f"write {_RULES[name][1]}")
+    variables = host["variables"]
+    if variables.get("testbed_name", testbed) != testbed and not _is_template(variables["testbed_name"]):
+        what = f"testbed_name is {variables['testbed_name']!r}, but the folder is called {testbed!r}"
+        yield _Problem("testbed_name", what, "rename the folder and leave testbed_name out")
+    builder = variables.get("images_builder", "localhost")
+    if builder not in ("localhost", *hosts) and not _is_template(builder):
+        yield _Problem("images_builder", f"images_builder: there is no host {builder!r}", nearest(str(builder), hosts))
+    subnet, address = variables.get("virtual_device_subnet"), variables.get("ansible_host")
+    if _is_subnet(subnet) and isinstance(address, str) and is_address(address):
+        try:
+            inside = ipaddress.ip_address(address) in ipaddress.ip_network(str(subnet))
+        except ValueError:
+            inside = False
+        if not inside:
+            what = f"ansible_host {address} is not an address of virtual_device_subnet {subnet}"
+            yield _Problem("ansible_host", what, "change one of the two")
+
+
+def _check_type(name: str, value: Any, spec: Mapping[str, Any]) -> Iterator[_Problem]:
+    """Yield what is wrong with a role's variable, by the role's specification. A template is left to Ansible."""
+    kind = spec.get("type", "str")
+    kinds, expected = _KINDS[kind]
+    fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if _is_template(value) or name in _DATA:
+        return
+    if not fits:
+        yield _Problem(name, f"{name} cannot be {value!r}", f"write {expected}")
+    elif value not in spec.get("choices", [value]):
+        yield _Problem(name, f"{name} cannot be {value!r}", nearest(str(value), spec["choices"]))
+    elif kind in ("int", "float") and value < 0:
+        yield _Problem(name, f"{name} cannot be {value!r}", "write a number that is not negative")
+    elif kind == "list" and "elements" in spec:
+        for index, item in enumerate(value):
+            for problem in _check_type(name, item, {"type": spec["elements"]}):
+                yield _Problem(f"{name}.{index}", problem.message, problem.hint)
+
+
+def _is_port(value: Any) -> bool:
+    return str(value).isdecimal() and 0 < int(value) < 65536
+
+
+def _is_subnet(value: Any) -> bool:
+    try:
+        return ipaddress.IPv4Network(str(value)).prefixlen <= 29
+    except ValueError:
+        return False
+
+
+_DATA = (
+    *("testbed_clients", "testbed_client", "testbed_client_defaults", "testbed_profile"),
+    *("testbed_own_profiles", "testbed_profiles"),
+)
+"""What is never templated."""
+_KINDS: dict[str, tuple[tuple[type, ...], str]] = {
+    "str": ((str, int, float), "a text"),
+    "path": ((str,), "a path"),
+    "int": ((int,), "a whole number, without quotes"),
+    "float": ((int, float), "a number, without quotes"),
+    "bool": ((bool,), "true or false, without quotes"),
+    "list": ((list,), "a list, as in [one, two]"),
+    "dict": ((dict,), "keys and values, as in {key: value}"),
+}
+_SIZE = (lambda value: bool(_MEMORY.fullmatch(str(value))), "a size with k, m or g, as in 512m or 2g")
+_PORT = (_is_port, "a port from 1 to 65535")
+_ADDRESS = (
+    lambda value: isinstance(value, str) and is_address(value),
+    "an IP address or a host's name alone: no user, port, spaces or path",
+)
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "ansible_host": _ADDRESS,
+    "ansible_port": _PORT,
+    "ansible_user": (lambda value: is_user(str(value)), "a login name, as in pi"),
+    "testbed_superlink_address": _ADDRESS,
+    "testbed_fleet_port": _PORT,
+    "testbed_registry_port": _PORT,
+    "testbed_metrics_port": _PORT,
+    "testbed_root": (
+        lambda value: bool(re.fullmatch(r"(/[\w.-]+)+", str(value))),
+        "an absolute path of letters, digits, dots, hyphens and underscores",
+    ),
+    "superlink_max_message": _SIZE,
+    "virtual_device_cpus": (lambda value: isinstance(value, int | float) and value > 0, "a number of cores above 0"),
+    "virtual_device_memory": _SIZE,
+    "virtual_device_subnet": (_is_subnet, "an IPv4 network of /29 or larger, as in 172.28.1.0/24"),
+}
+"""What a type alone does not say of a variable."""
+_ANSIBLES = [
+    *CONNECTION,
+    *("ansible_ssh_host", "ansible_ssh_port", "ansible_ssh_user", "ansible_ssh_pass", "ansible_ssh_password"),
+    *("ansible_password", "ansible_private_key_file", "ansible_ssh_executable"),
+    *("ansible_ssh_extra_args", "ansible_ssh_args", "ansible_sftp_extra_args", "ansible_scp_extra_args"),
+    *("ansible_ssh_pipelining", "ansible_pipelining", "ansible_ssh_timeout", "ansible_timeout", "ansible_ssh_retries"),
+    *("ansible_ssh_transfer_method", "ansible_ssh_use_tty", "ansible_ssh_common_args", "ansible_connection_user"),
+    *("ansible_host_key_checking", "ansible_ssh_host_key_checking", "ansible_control_path", "ansible_control_path_dir"),
+    *("ansible_become_user", "ansible_become_method", "ansible_become_exe", "ansible_become_flags"),
+    *("ansible_become_password", "ansible_become_pass", "ansible_sudo_pass", "ansible_sudo_password"),
+    *("ansible_python_interpreter", "ansible_shell_type", "ansible_shell_executable"),
+    *("ansible_remote_tmp", "ansible_module_compression", "ansible_async_dir", "ansible_network_os"),
+]
+
+
+def _is_template(value: Any) -> bool:
+    return isinstance(value, str) and any(mark in value for mark in ("{{", "{%", "{#"))
+
+
+def _template_in(at: str, value: Any) -> str:
+    """Return where in a variable that is data a template stands, if one does."""
+    if at.partition(".")[0] not in _DATA:
+        return ""
+    if isinstance(value, Mapping):
+        return next(
+            (
+                found
+                for key, item in value.items()
+                if (found := _template_in(f"{at}.{key}", item) or (at if _is_template(key) else ""))
+            ),
+            "",
+        )
+    if isinstance(value, list):
+        return next((found for index, item in enumerate(value) if (found := _template_in(f"{at}.{index}", item))), "")
+    return at if _is_template(value) else ""
+
+
+def _checked(at: str, entry: Any, problems: list[_Problem], known: tuple[str, ...] = CLIENT_KEYS) -> dict[str, Any]:
     """Return an entry's client keys as numbers."""
     if not isinstance(entry, Mapping):
-        raise _ValueError(
-            at, f"{hostname}: {at} must be a mapping, not {entry!r}", "write it like {cpus: 1, memory: 512m}"
-        )
+        what, fix = f"{at} must be a mapping, not {entry!r}", "write it like {cpus: 1, memory: 512m}"
+        problems.append(_Problem(at, what, fix))
+        return {}
     values = {}
     for key, value in entry.items():
         if key not in known:
-            message = f"{hostname}: {at} has an unknown key {key!r}"
-            raise _ValueError(f"{at}.{key}", message, nearest(str(key), CLIENT_KEYS))
-        if key in CLIENT_KEYS:
-            values[key] = _number(hostname, f"{at}.{key}", key, value)
+            what = f"{at} has an unknown key {key!r}"
+            problems.append(_Problem(f"{at}.{key}", what, nearest(str(key), CLIENT_KEYS)))
+        elif key in CLIENT_KEYS and (number := _number(f"{at}.{key}", key, value, problems)) is not None:
+            values[key] = number
     return values
 
 
-def _number(hostname: str, at: str, key: str, value: Any) -> float | int:
+def _number(at: str, key: str, value: Any, problems: list[_Problem]) -> float | int | None:
     """Return the value of a client key, in cores, bytes or as it is."""
     rules: dict[str, tuple[str, type, float, float]] = {
         "cpus": ("a number of cores from 0.01, as in 0.5 or 4", float, 0.01, 1024),
@@ -212,7 +513,8 @@ def _number(hostname: str, at: str, key: str, value: Any) -> float | int:
         except ValueError:
             number = None
     if number is None or not least <= number <= most:
-        raise _ValueError(at, f"{hostname}: {key} cannot be {value!r}", f"write {expected}")
+        problems.append(_Problem(at, f"{key} cannot be {value!r}", f"write {expected}"))
+        return None
     return number
 
 
@@ -220,46 +522,49 @@ def _quantity(limit: str, value: float) -> str:
     return f"{value / 1024**2:g}m" if limit == "memory" else f"{value:g} cpus"
 
 
-def _require_name(name: str, what: str, hint: str) -> None:
-    if not _NAME.fullmatch(name):
-        raise InventoryError(
-            f"{what} has no usable name", f"{hint}: a to z, 0 to 9 and hyphens between them, at most 63 characters"
-        )
+def _check_addresses(names: list[str], hosts: Mapping[str, Any]) -> Iterator[tuple[str, _Problem]]:
+    seen: dict[tuple[str, str], str] = {}
+    for name in names:
+        variables = hosts[name]["variables"]
+        if variables.get("ansible_connection") == "local":
+            continue
+        address = (str(variables.get("ansible_host", name)), str(variables.get("ansible_port", 22)))
+        other = seen.setdefault(address, name)
+        if other != name:
+            fix = "give each its own; several clients of one device go into testbed_clients"
+            yield name, _Problem("ansible_host", f"has the address of {other}, {address[0]}", fix)
 
 
-def _check_names(variables: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-    for name in variables:
-        if name.startswith("testbed_") and name not in defaults:
-            raise _ValueError(name, f"there is no variable {name}", nearest(name, defaults))
-
-
-def _check_unique(clients: list[Client], folder: Path) -> None:
+def _check_unique(clients: list[Client]) -> Iterator[tuple[str, _Problem]]:
     devices: dict[str, str] = {}
     for client in clients:
-        other = devices.setdefault(client["client"], client["device"])
-        if other != client["device"]:
-            raise InventoryError(
-                f"{folder}: a client of {other} and one of {client['device']} are both called {client['client']}",
-                f"rename one of the hosts {other} and {client['device']}",
-            )
+        name, device = client["client"], client["device"]
+        other = devices.setdefault(name, device)
+        if other != device:
+            yield device, _Problem("", f"has a client called {name}, as {other} has", f"rename {other} or {device}")
 
 
-def _check_syntax(folder: Path) -> None:
-    import yaml
-
-    for file in sorted(folder.rglob("*")):
-        if file.suffix in (".yml", ".yaml") and file.is_file():
-            try:
-                yaml.compose(file.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-            except yaml.MarkedYAMLError as error:
-                line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-                raise InventoryError(
-                    f"{file}{line}: {error.problem}", "this is not YAML; look at indentation, colons and brackets"
-                ) from None
-            except (yaml.YAMLError, UnicodeDecodeError) as error:
-                raise InventoryError(f"{file}: {error}", "the file must be YAML in UTF-8") from None
+def _where(origins: Mapping[str, str], at: str, otherwise: str) -> str:
+    """Return the file and line of a variable's part, or of what it is part of."""
+    while at and not origins.get(at):
+        at = at.rpartition(".")[0]
+    if not at:
+        return otherwise
+    path, _, line = origins[at].rpartition(":")
+    return f"{shown(Path(path))}:{line}"
 
 
+def _ansibles_error(said: str, folder: Path) -> Finding:
+    """Return Ansible's own message about a folder, on one line."""
+    origin = re.search(r"^Origin: (.+?:\d+)", said, re.MULTILINE)
+    lines = [line for line in said.splitlines() if line.strip()]
+    where = shown(Path(origin[1])) if origin else shown(folder)
+    return Finding(
+        "error", "", where, lines[0], "this is what Ansible says of the folder; ansible-inventory --list shows more"
+    )
+
+
+@functools.cache
 def _shared_defaults() -> dict[str, Any]:
     """Return what the role testbed sets where an inventory does not."""
     import yaml
@@ -268,61 +573,30 @@ def _shared_defaults() -> dict[str, Any]:
     return {key: value for file in files for key, value in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
 
 
+@functools.cache
+def _specifications() -> dict[str, dict[str, Any]]:
+    """Return the roles' variables: each one's specification, and its role."""
+    import yaml
+
+    specs: dict[str, dict[str, Any]] = {}
+    for file in sorted((content_dir() / "roles").glob("*/meta/argument_specs.yml")):
+        for entry in yaml.safe_load(file.read_text(encoding="utf-8"))["argument_specs"].values():
+            for name, option in (entry.get("options") or {}).items():
+                specs[name] = option | {"role": file.parents[1].name}
+    return specs
+
+
 def _ask_ansible(folder: Path) -> dict[str, Any]:
-    """Return Ansible's view of a folder: groups, the hosts' variables, and where each value was written."""
+    """Return `inventory_ansible.view` of a folder, made by a process of its own."""
     process = subprocess.run(
-        [sys.executable, "-P", "-m", "fltestbed.inventory", str(folder)],
+        [sys.executable, "-P", "-m", "fltestbed.inventory_ansible", str(folder)],
         env=ansible_environment(),
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    if process.returncode == 2:
-        raise InventoryError(f"{folder}: {process.stderr.strip()}", "this is Ansible's own message about the folder")
     if process.returncode:
         raise RuntimeError(process.stderr)
     answer: dict[str, Any] = json.loads(process.stdout)
     return answer
-
-
-def _main(folder: str) -> None:
-    from ansible._internal._datatag._tags import Origin
-    from ansible.errors import AnsibleError
-    from ansible.inventory.manager import InventoryManager
-    from ansible.parsing.dataloader import DataLoader
-    from ansible.template import Templar
-    from ansible.vars.manager import VariableManager
-
-    loader = DataLoader()
-    defaults: dict[str, Any] = {}
-    for file in sorted((content_dir() / "roles/testbed/defaults/main").glob("*.yml")):
-        defaults |= loader.load_from_file(str(file), trusted_as_template=True)
-
-    def origins(value: Any, at: str) -> Iterator[tuple[str, str]]:
-        if origin := Origin.get_tag(value):
-            yield at, f"{origin.path}:{origin.line_num}"
-        items = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
-        for key, item in items:
-            yield from origins(item, f"{at}.{key}")
-
-    try:
-        inventory = InventoryManager(loader=loader, sources=[folder])
-        manager = VariableManager(loader=loader, inventory=inventory)
-        answer: dict[str, Any] = {"groups": {}, "hosts": {}, "origins": {}}
-        for name, group in inventory.groups.items():
-            answer["groups"][name] = [host.name for host in group.get_hosts()]
-        for host in inventory.get_hosts():
-            variables = manager.get_vars(host=host)
-            templar = Templar(loader=loader, variables=defaults | variables)
-            names = [name for name in variables if name in _CONNECTION or name.startswith("testbed_")]
-            answer["origins"][host.name] = dict(pair for name in names for pair in origins(variables[name], name))
-            answer["hosts"][host.name] = {name: templar.template(variables[name]) for name in names}
-    except AnsibleError as error:
-        sys.stderr.write(str(error))
-        sys.exit(2)
-    json.dump(answer, sys.stdout)
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1])

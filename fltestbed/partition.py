@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 
 from fltestbed.datasets import DataSource
 from fltestbed.errors import ExperimentError
-from fltestbed.experiment import Dirichlet, Iid
+from fltestbed.experiment import MIN_EXAMPLES, Dirichlet, Iid
 
 HELD_OUT = 0.2  # the share of a client's examples that it never trains on
-MIN_EXAMPLES = 50  # of a shard, held-out part included
 _MAX_DRAWS = 1000
 _FORMAT = 1  # raise it when the content of the files changes for the same data and seed
 

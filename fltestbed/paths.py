@@ -1,13 +1,16 @@
 """Where the playbooks and roles lie, where a testbed's state lies, and how a bare name becomes a file."""
 
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-from fltestbed.errors import ExperimentError, InventoryError
+from fltestbed.errors import DiskError, ExperimentError, InventoryError
 
+_FULL = 10 * 2**20  # bytes below which a disk is taken for full
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 _KEPT = ("HOME", "LANG", "TERM", "TMPDIR", "USER", "SSH_AUTH_SOCK", "DOCKER_HOST", *_CERTIFICATES, *_PROXIES)
@@ -30,6 +33,11 @@ def runs_dir() -> Path:
     return Path.cwd() / "runs"
 
 
+def cache_dir() -> Path:
+    """Return the folder of what every testbed of this user shares: images, wheels, data sets."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fltestbed"
+
+
 def ansible_environment() -> dict[str, str]:
     """Return the environment for Ansible's programs: the few variables they need, and nothing else of the user's."""
     from importlib.metadata import version  # slow, and --help does without
@@ -43,6 +51,18 @@ def ansible_environment() -> dict[str, str]:
         "ANSIBLE_CONFIG": str(content_dir() / "ansible.cfg"),
         "FLTESTBED_VERSION": version("fltestbed"),
     }
+
+
+def full_disk(error: OSError) -> DiskError:
+    """Return what to say of a file that this machine could not write or read: which, why, and what is full."""
+    what = f"{error.filename}: " if error.filename else ""
+    places = {Path.cwd(), Path(tempfile.gettempdir()), cache_dir()}
+    full = [str(place) for place in sorted(places) if place.is_dir() and shutil.disk_usage(place).free < _FULL]
+    where = f"less than {_FULL // 2**20} MB are free at {' and '.join(full)}" if full else "see its owner and mode"
+    return DiskError(
+        f"this machine's files: {what}{error.strerror}; {where}",
+        "the same command goes on from where the hosts are, once that is mended",
+    )
 
 
 def find_inventory(name: str) -> Path:

@@ -1,32 +1,87 @@
 """Everything that a run needs to know before a host is touched: the resolved experiment, the shards, the app."""
 
-import tomllib
+import json
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fltestbed import app as flower_app
 from fltestbed import experiment, partition
+from fltestbed.app import App, Value
 from fltestbed.datasets import SOURCES
-from fltestbed.errors import ExperimentError
+from fltestbed.errors import AppError, ExperimentError
+from fltestbed.experiment import Experiment
 
 
-def prepare(
-    file: Path, settings: Sequence[str], clients: Sequence[Mapping[str, str]], *, cache_dir: Path, content_dir: Path
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """What is to be run. `experiment` is None for an app that goes without; `run_config` is what Flower hands to it."""
+
+    name: str
+    experiment: Experiment | None
+    app: App
+    run_config: Mapping[str, Value]
+
+
+def resolve(file: Path | None, settings: Sequence[str], *, app: Path | None, content_dir: Path) -> Plan:
+    """Return the plan of an experiment file, of an app's folder, or of both; `settings` are `key=value`.
+
+    A setting is the experiment's if it has such a key, else the app's own. The experiment's values go to the keys of
+    the same name that the app declares. Raises ExperimentError and AppError; no host is needed to find the mistakes.
+    """
+    ours, apps = experiment.split(settings) if file else ([], list(settings))
+    wanted = experiment.load(file, ours) if file else None
+    if file and wanted and not app:
+        app = _find_app(wanted.app, [file.parent, content_dir])
+    if not app:
+        raise AppError("there is nothing to run", "give an EXPERIMENT, or an app with --app, or both")
+    found = flower_app.load(app)
+    given: dict[str, Value] = {}
+    if wanted:
+        given = wanted.run_config() | ({} if found.reports else {"num-server-rounds": wanted.rounds})
+    if found.reports:
+        _require_keys(found, wanted)
+        apps_keys = set(found.config) - set(given) - {"run"}
+    else:
+        given = {key: value for key, value in given.items() if key in found.config}
+        apps_keys = set(found.config)
+    run_config = given | found.overrides(apps, apps_keys, also=experiment.KEYS if wanted else ())
+    name = wanted.name if wanted else re.sub("[^a-z0-9]+", "-", found.name.lower()).strip("-")[:60]
+    return Plan(name, wanted, found, run_config)
+
+
+def prepare(plan: Plan, clients: Sequence[Mapping[str, str]], *, cache_dir: Path) -> dict[str, Any]:
     """Return what the Ansible module testbed_experiment returns; `changed` says whether shards had to be made.
 
     `clients` have `device` and `client`, in the order of their partitions. Raises ExperimentError.
     """
-    wanted = experiment.load(file, settings)
     if not clients:
         raise ExperimentError("the inventory has no clients", "add hosts to the group supernodes")
-    if (wanted.min_clients or 1) > len(clients):
-        raise ExperimentError(
-            f"min_clients: is {wanted.min_clients}, but the inventory has {len(clients)} clients",
-            "lower min_clients or add clients to the inventory",
-        )
-    run_config = wanted.run_config()
-    app_dir = _find_app(wanted.app, [file.parent, content_dir], {"run", *run_config})
+    prepared: dict[str, Any] = {
+        "changed": False,
+        "name": plan.name,
+        "experiment": None,
+        "partition_set": None,
+        "partitions": [],
+        "test_set": None,
+        "run_config": dict(plan.run_config),
+        "app": {
+            "path": str(plan.app.path),
+            "name": plan.app.name,
+            "version": plan.app.version,
+            "requires_python": plan.app.requires_python,
+            "dependencies": list(plan.app.dependencies),
+            "reports": plan.app.reports,
+            "sha256": sha256(json.dumps(dict(plan.app.files), sort_keys=True).encode()).hexdigest(),
+        },
+    }
+    wanted = plan.experiment
+    if wanted is None:
+        return prepared
+    wanted.require_clients(len(clients))
     partitions, made = partition.ensure(
         SOURCES[wanted.data.name, wanted.data.source](cache_dir),
         wanted.partitioner,
@@ -35,7 +90,7 @@ def prepare(
         cache_dir=cache_dir,
     )
     test_set = partitions.test_set
-    return {
+    return prepared | {
         "changed": made,
         "experiment": wanted.model_dump(),
         "partition_set": partitions.id,
@@ -44,29 +99,30 @@ def prepare(
             for number, (client, shard) in enumerate(zip(clients, partitions.shards, strict=True))
         ],
         "test_set": {"path": str(test_set.path), "sha256": test_set.sha256, "examples": test_set.examples},
-        "run_config": run_config,
-        "app_dir": str(app_dir),
     }
 
 
-def _find_app(app: str, folders: list[Path], keys: set[str]) -> Path:
-    """Return the folder of the Flower app, which must declare the keys of the run config."""
-    places = [folder / app for folder in folders]
+def _find_app(name: str, folders: list[Path]) -> Path:
+    """Return the folder of the app that an experiment names."""
+    places = [folder / name for folder in folders]
     found = next((place for place in places if (place / "pyproject.toml").is_file()), None)
     if found is None:
         raise ExperimentError(
-            f"app: there is no Flower app {app!r}: no pyproject.toml in {' or '.join(map(str, places))}",
+            f"app: there is no Flower app {name!r}: no pyproject.toml in {' or '.join(map(str, places))}",
             "give the path of the app, relative to the experiment file",
         )
-    file = found / "pyproject.toml"
-    try:
-        declared = tomllib.loads(file.read_text(encoding="utf-8"))["tool"]["flwr"]["app"].get("config", {})
-    except (tomllib.TOMLDecodeError, KeyError) as error:
-        raise ExperimentError(
-            f"{file}: is not the one of a Flower app: {error}", "it needs a table [tool.flwr.app]"
-        ) from error
-    if missing := sorted(keys - set(declared)):
-        raise ExperimentError(
-            f"{file}: [tool.flwr.app.config] lacks {', '.join(missing)}", "add the keys with their defaults"
+    return found
+
+
+def _require_keys(app: App, wanted: Experiment | None) -> None:
+    """Require what an app that is written for fltestbed has to have."""
+    if wanted is None:
+        raise AppError(
+            f"{app.path}: is written for fltestbed, as it declares the key run, and there is no experiment",
+            "give an EXPERIMENT too, as in fltestbed run fashion-mnist-cnn --app PATH",
         )
-    return found.resolve()
+    if missing := sorted(wanted.run_config().keys() - app.config.keys()):
+        raise AppError(
+            f"{app.path / 'pyproject.toml'}: [tool.flwr.app.config] lacks {', '.join(missing)}",
+            "add the keys with their defaults; or take out run, which only apps written for fltestbed have",
+        )

@@ -32,7 +32,7 @@ def stream(host: Host, argv: Sequence[str], *, follow: bool = False) -> int:
             return 0
 
 
-def command(host: Host, argv: Sequence[str], *, follow: bool = False) -> list[str]:
+def command(host: Host, argv: Sequence[str], *, follow: bool = False, as_root: bool = True) -> list[str]:
     """Return the command to start here so that `argv` runs on a host, as root unless ansible_become is off.
 
     Address, user and the like are those of the inventory's connection variables.
@@ -40,7 +40,7 @@ def command(host: Host, argv: Sequence[str], *, follow: bool = False) -> list[st
     connection = host.connection
     is_local = connection.get("ansible_connection") == "local"
     user = getpass.getuser() if is_local else connection.get("ansible_user", getpass.getuser())
-    becomes = connection.get("ansible_become", True) and user != "root"
+    becomes = as_root and connection.get("ansible_become", True) and user != "root"
     wanted = [*["sudo", "-n"] * becomes, *argv]
     if is_local:
         return wanted

@@ -1,19 +1,20 @@
 """Runs a playbook and says what became of each host. The one module that imports ansible_runner."""
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from fltestbed.errors import (
     AnsibleFailed,
@@ -21,13 +22,13 @@ from fltestbed.errors import (
     HostError,
     HostsFailed,
     HostsUnreachable,
-    Locked,
     PreflightError,
 )
 from fltestbed.paths import ansible_environment, content_dir, state_dir
 
-_POLL = 0.2  # s between two looks at whether to cancel
-_GRACE = 1.5  # s that Ansible gets to end its workers, then it is killed
+_POLL = 0.2  # s between two looks for Ansible's end
+_ENDING = 5.0  # s after which what guards Ansible has ended it for certain
+_GUARD = str(Path(__file__).with_name("_guard.py"))
 _KINDS = {
     "runner_on_start": "start",
     "runner_on_ok": "ok",
@@ -36,12 +37,16 @@ _KINDS = {
     "runner_on_skipped": "skipped",
     "runner_item_on_ok": "item",
     "runner_item_on_failed": "item",
+    "runner_retry": "waiting",
 }
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that Ansible said. `kind` is start, ok, failed, unreachable, skipped, item (of a loop) or output."""
+    """One thing that Ansible said.
+
+    `kind` is start, ok, failed, unreachable, skipped, item (of a loop), waiting (a task is tried again) or output.
+    """
 
     kind: str
     host: str = ""
@@ -105,29 +110,6 @@ class RunResult:
         raise HostsFailed(f"{count} failed", errors, "mend the cause; the same command goes on from there")
 
 
-@contextlib.contextmanager
-def lock(testbed: str) -> Iterator[None]:
-    """Keep every other fltestbed from changing a testbed meanwhile.
-
-    Raises Locked when one is at it.
-    """
-    folder = state_dir(testbed)
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (folder / "lock").open("a+", encoding="ascii") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise Locked(
-                f"another fltestbed (process {file.read().strip()}) is changing the testbed {testbed}",
-                "wait until it is done, or stop it with Ctrl-C there",
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
 def run_playbook(
     playbook: str | Path,
     inventory: Path,
@@ -153,37 +135,39 @@ def run_playbook(
 
     path = playbook if isinstance(playbook, Path) else content_dir() / "playbooks" / f"{playbook}.yml"
     started = time.monotonic()
-    private = Path(tempfile.mkdtemp(prefix="fltestbed-"))
-    try:
-        _write_inputs(private, extra_vars or {})
-        flags = ["--check"] * check + ["--diff"] * diff + ["--ask-become-pass"] * bool(become_password)
-        config = RunnerConfig(
-            private_data_dir=str(private),
-            project_dir=str(Path.cwd()),
-            playbook=str(path),
-            inventory=str(inventory),
-            limit=limit or None,
-            tags=tags or None,
-            verbosity=verbosity,
-            cmdline=" ".join(flags),
-            passwords={r"BECOME password.*:\s*?$": become_password} if become_password else None,
-            fact_cache_type="memory",
-            quiet=True,
-        )
-        config.prepare()
-        config.env = _environment(config.env)
-        with _open_log(inventory.name, path.stem) as log, _Cancel(str(private)) as cancel:
-            recorder = _Recorder(log, on_event)
-            _, rc = Runner(config, event_handler=recorder, cancel_callback=cancel).run()
-            log_path = Path(log.name)
-        if cancel.requested:
-            raise Cancelled(
-                f"stopped as asked; the log is {log_path}",
-                "the hosts are as far as they got; the same command goes on from there",
+    with _Cancel() as cancel, _open_log(inventory.name, path.stem) as log:
+        private = Path(tempfile.mkdtemp(prefix="fltestbed-"))
+        try:
+            _write_inputs(private, extra_vars or {})
+            flags = ["--check"] * check + ["--diff"] * diff + ["--ask-become-pass"] * bool(become_password)
+            config = RunnerConfig(
+                private_data_dir=str(private),
+                project_dir=str(Path.cwd()),
+                playbook=str(path),
+                inventory=str(inventory),
+                limit=limit or None,
+                tags=tags or None,
+                verbosity=verbosity,
+                cmdline=" ".join(flags),
+                passwords={r"BECOME password.*:\s*?$": become_password} if become_password else None,
+                fact_cache_type="memory",
+                quiet=True,
             )
-        return recorder.result(rc, log_path, time.monotonic() - started)
-    finally:
-        shutil.rmtree(private)
+            config.prepare()
+            config.env = _environment(config.env)
+            config.command = [sys.executable, "-I", "-S", _GUARD, str(private), str(os.getpid()), *config.command]
+            recorder = _Recorder(log, on_event)
+            with cancel.ends(private / "guard"):
+                _, rc = Runner(config, event_handler=recorder, cancel_callback=cancel).run()
+        finally:
+            shutil.rmtree(private)
+    log_path = Path(log.name)
+    if cancel.requested:
+        raise Cancelled(
+            "\n".join(["stopped as asked", *recorder.standing()]),
+            f"what a host was at may still end there; the same command goes on from where it is. Log: {log_path}",
+        )
+    return recorder.result(rc, log_path, time.monotonic() - started)
 
 
 def _write_inputs(private: Path, extra_vars: Mapping[str, Any]) -> None:
@@ -230,6 +214,8 @@ class _Recorder:
         self._results: dict[str, dict[str, Mapping[str, Any]]] = {}
         self._items: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
         self._said: list[str] = []
+        self._now: dict[str, str] = {}
+        self._counts: dict[str, Counter[str]] = {}
 
     def __call__(self, raw: dict[str, Any]) -> bool:
         output = raw.get("stdout", "").replace("\r\n", "\n")
@@ -250,6 +236,11 @@ class _Recorder:
             result=data.get("res") or {},
             output=output,
         )
+        if kind in _KINDS.values() and event.host:
+            counts = self._counts.setdefault(event.host, Counter())
+            counts.update([kind, *["changed"] * event.changed])
+            if kind not in ("item", "waiting"):
+                self._now[event.host] = event.task if kind == "start" else ""
         if kind == "item":
             self._items.setdefault(event.module, {}).setdefault(event.host, []).append(event.result)
         elif kind == "ok":
@@ -259,6 +250,14 @@ class _Recorder:
             self._errors[event.host] = (HostError(event.task, _message(event.result)), is_preflight)
         self._on_event(event)
         return False
+
+    def standing(self) -> list[str]:
+        """Return a line a host: what it was at, and what was done there."""
+        return [
+            f"  {host}: {counts['ok']} done, {counts['changed']} changed" + (f"; at: {task}" if task else "")
+            for host, task in sorted(self._now.items())
+            for counts in [self._counts[host]]
+        ]
 
     def result(self, rc: int, log: Path, elapsed: float) -> RunResult:
         stats = self._stats
@@ -300,17 +299,15 @@ def _message(result: Mapping[str, Any]) -> str:
 
 
 class _Cancel:
-    """Ends Ansible on SIGINT or SIGTERM: asked every _POLL seconds whether the runner shall kill it.
+    """Ends Ansible on SIGINT or SIGTERM, through its guard; a second signal ends it at once.
 
-    The runner alone would kill Ansible's main process and orphan its workers. So Ansible is interrupted first and ends
-    them itself; what it left, and an Ansible that does not end, is killed. A second signal kills at once.
+    The runner alone would kill Ansible's main process and orphan its workers.
     """
 
-    def __init__(self, marker: str) -> None:
+    def __init__(self) -> None:
         self.requested = 0
-        self._marker = marker
-        self._deadline = 0.0
-        self._started: dict[int, _Process] = {}
+        self._passed_on = 0
+        self._guard = Path(os.devnull)
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "_Cancel":
@@ -318,88 +315,40 @@ class _Cancel:
             self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind:  # an event's handler failed, and the runner left Ansible alone
-            self._interrupt()
-            self._wait(_GRACE)
-        self._end_rest()
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
-        if self.requested and not self._deadline:
-            self._interrupt()
-        return bool(self._deadline) and (self.requested > 1 or time.monotonic() > self._deadline)
+        """Pass a signal on that came before there was a guard. The runner itself shall kill nothing."""
+        self._pass_on()
+        return False
+
+    @contextlib.contextmanager
+    def ends(self, guard: Path) -> Iterator[None]:
+        """Pass signals on to the guard whose id lands in this file, and end it when an event's handler fails."""
+        self._guard = guard
+        try:
+            yield
+        except BaseException:
+            self.requested += 1
+            until = time.monotonic() + _ENDING
+            while not self._pass_on() and time.monotonic() < until:
+                time.sleep(0.02)
+            raise
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self.requested += 1
+        self._pass_on()
 
-    def _interrupt(self) -> None:
-        self._started = _started_by(self._marker)
-        for pid, process in self._started.items():
-            if process.parent == os.getpid():
-                _kill(pid, signal.SIGINT)
-                self._deadline = time.monotonic() + _GRACE
-
-    def _end_rest(self) -> None:
-        for number, seconds in ((signal.SIGTERM, 0.4), (signal.SIGKILL, 0.1)):
-            for pid in self._left():
-                _kill(pid, number)
-            self._wait(seconds)
-
-    def _wait(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while self._left() and time.monotonic() < until:
-            time.sleep(0.02)
-
-    def _left(self) -> list[int]:
-        now = {pid: _process(pid) for pid in self._started}
-        return [pid for pid, process in now.items() if process and process.started == self._started[pid].started]
-
-
-class _Process(NamedTuple):
-    parent: int
-    started: str
-    name: str
-
-
-def _process(pid: int) -> _Process | None:
-    """Return what the kernel knows of a process, or None when it has ended."""
-    try:
-        head, _, tail = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    fields = tail.split()
-    return None if fields[0] == "Z" else _Process(int(fields[1]), fields[19], head.partition("(")[2])
-
-
-def _started_by(marker: str) -> dict[int, _Process]:
-    """Return the processes of the run whose environment holds `marker`.
-
-    These are Ansible, all below it, and the ssh connections that it keeps open in the background; not what a task
-    detached on purpose, such as a Docker engine.
-    """
-
-    def marked(pid: int) -> bool:
+    def _pass_on(self) -> bool:
+        """Tell the guard of what was asked since; return whether it has ended."""
         try:
-            return marker.encode() in Path(f"/proc/{pid}/environ").read_bytes()
-        except OSError:
-            return False
-
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
-    processes = {pid: process for pid in pids if (process := _process(pid))}
-    found = {
-        pid
-        for pid, process in processes.items()
-        if (process.parent == os.getpid() or process.name == "ssh") and marked(pid)
-    }
-    grown = set(found)
-    while grown:
-        grown = {pid for pid, process in processes.items() if process.parent in grown} - found
-        found |= grown
-    return {pid: processes[pid] for pid in found}
-
-
-def _kill(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
+            pid = int(self._guard.read_text(encoding="ascii"))
+            has_ended = ") Z " in Path(f"/proc/{pid}/stat").read_text(encoding="ascii")
+            while self._passed_on < self.requested:
+                self._passed_on += 1
+                os.kill(pid, signal.SIGTERM)
+        except (FileNotFoundError, ProcessLookupError, ValueError):
+            return True
+        return has_ended

@@ -25,7 +25,7 @@ PARTS = {
     "molecule": ["molecule test --scenario-name default", "molecule test --scenario-name cluster"],
     "e2e": ["pytest tests/e2e"],
 }
-TESTBEDS = ("molecule-default", "molecule-cluster", "e2e")  # whose virtual devices are the tests' own
+TESTBEDS = ("molecule-default", "molecule-cluster", "e2e", "purge")  # whose virtual devices are the tests' own
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PWD": str(ROOT)}
 
 

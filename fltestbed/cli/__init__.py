@@ -1,22 +1,31 @@
 """The command line: every command parses, calls the library and prints."""
 
+import contextlib
+import errno
 import signal
 import sys
-from typing import Annotated
+from typing import Annotated, NoReturn
 
+import click
 import typer
 import typer.core
 
 from fltestbed.cli import lab
 from fltestbed.cli._render import explain
+from fltestbed.cli.check import check
 from fltestbed.cli.down import down
+from fltestbed.cli.init import init
 from fltestbed.cli.logs import logs
+from fltestbed.cli.plan import plan
+from fltestbed.cli.revoke import revoke
 from fltestbed.cli.run import run
 from fltestbed.cli.status import status
 from fltestbed.cli.stop import stop
 from fltestbed.cli.up import up
-from fltestbed.errors import FltestbedError
+from fltestbed.errors import Cancelled, FltestbedError
+from fltestbed.paths import full_disk
 
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 typer.core.HAS_RICH = False  # plain help is the same in a pipe, in the docs and on a terminal, and comes faster
 app = typer.Typer(
     name="fltestbed",
@@ -26,7 +35,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lab.app, name="lab")
-for command in (up, run, status, logs, stop, down):
+for command in (init, check, plan, up, run, status, logs, stop, revoke, down):
     app.command()(command)
 
 
@@ -55,7 +64,25 @@ def main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     try:
-        app(prog_name="fltestbed")
-    except FltestbedError as error:
-        print(explain(error), file=sys.stderr)
+        code = app(prog_name="fltestbed", standalone_mode=False)
+        if code == Cancelled.exit_code:
+            raise Cancelled("stopped as asked; no playbook was running")
+        sys.exit(code)
+    except click.ClickException as error:
+        error.show()
         sys.exit(error.exit_code)
+    except click.Abort:
+        _leave(Cancelled("stopped as asked"))
+    except FltestbedError as error:
+        _leave(error)
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        _leave(full_disk(error))
+
+
+def _leave(error: FltestbedError) -> NoReturn:
+    """End with what an error says, and with its code even where nothing can be said any more."""
+    with contextlib.suppress(OSError):
+        print(explain(error), file=sys.stderr, flush=True)
+    sys.exit(error.exit_code)

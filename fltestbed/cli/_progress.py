@@ -18,6 +18,7 @@ class Progress:
         self._done: dict[str, int] = {}
         self._changed: dict[str, int] = {}
         self._now: dict[str, str] = {}
+        self._waits: set[str] = set()
         self._live: Live | None = None
 
     def __enter__(self) -> "Progress":
@@ -45,10 +46,21 @@ class Progress:
             self._done[event.host] = self._done.get(event.host, 0) + 1
             self._changed[event.host] = self._changed.get(event.host, 0) + event.changed
             self._now[event.host] = f"{event.kind.upper()}: {event.task}" if failed else ""
+        elif event.kind == "waiting":
+            self._wait(event)
         if self._verbose and event.output:
             self.say(event.output)
         elif not self._live and not self._verbose and (event.changed or failed):
             self.say(f"{event.host}: {event.task}" + (f" {event.kind.upper()}" if failed else ""))
+
+    def _wait(self, event: Event) -> None:
+        """Say what a task waits for, once in plain lines."""
+        reason = str(event.result.get("msg") or "not yet").strip().splitlines()[0]
+        self._now[event.host] = f"{event.task}: {reason}"
+        line = f"{event.host}: {event.task}: {reason}"
+        if not self._live and not self._verbose and line not in self._waits:
+            self._waits.add(line)
+            self.say(line)
 
     def say(self, line: str) -> None:
         """Print a line above the live ones."""

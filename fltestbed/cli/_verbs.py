@@ -1,6 +1,8 @@
 """From a command's options to a playbook's run, with its progress shown."""
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,8 @@ import typer
 
 from fltestbed.cli._progress import Progress, recap
 from fltestbed.errors import Cancelled
+from fltestbed.inventory import Testbed
+from fltestbed.lock import lock
 from fltestbed.runner import Event, RunResult, run_playbook
 
 
@@ -53,6 +57,11 @@ def play(
         )
     recap(result)
     return result
+
+
+def alone(testbed: Testbed) -> AbstractContextManager[None]:
+    """Hold the testbed's lock, here and on its server host; what is odd about it is said. Raises Locked."""
+    return lock(testbed.name, testbed.server, say=lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def confirm(question: str, yes: bool) -> None:

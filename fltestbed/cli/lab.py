@@ -17,8 +17,8 @@ from fltestbed.cli._options import (
 from fltestbed.cli._render import show
 from fltestbed.cli._verbs import Options, ask_password, play
 from fltestbed.inventory import load
+from fltestbed.lock import lock
 from fltestbed.paths import find_inventory
-from fltestbed.runner import lock
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Virtual devices, for a testbed without hardware.")
 

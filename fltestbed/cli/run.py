@@ -19,11 +19,11 @@ from fltestbed.cli._options import (
     Verbose,
 )
 from fltestbed.cli._render import Rows, cell, show
-from fltestbed.cli._verbs import Options, ask_password, play
+from fltestbed.cli._verbs import Options, alone, ask_password, play
 from fltestbed.errors import Cancelled, FltestbedError, RunFailed
 from fltestbed.inventory import load
-from fltestbed.paths import find_experiment, find_inventory, runs_dir
-from fltestbed.runner import Event, lock
+from fltestbed.paths import content_dir, find_experiment, find_inventory, runs_dir
+from fltestbed.runner import Event
 
 _ROUND = ("round", "seconds", "clients_ok", "clients_failed", "server_accuracy", "server_loss", "client_accuracy")
 
@@ -35,10 +35,20 @@ def _check_name(name: str) -> str:
 
 
 def run(
-    experiment: Annotated[str, typer.Argument(show_default=False)],
+    experiment: Annotated[str, typer.Argument(show_default=False)] = "",
+    app: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", show_default=False, help="A Flower app to run; without it, the one that EXPERIMENT names."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="A value for this run, as in rounds=2. May be repeated."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="A value for this run: of the experiment, as in rounds=2, or one of the app. May be repeated.",
+        ),
     ] = None,
     name: Annotated[
         str, typer.Option(callback=_check_name, help="What the results' folder is called, after the time.")
@@ -50,25 +60,28 @@ def run(
 ) -> None:
     """Train on a testbed that is up, and bring the results here.
 
-    EXPERIMENT is a file, or the name of one in ./experiments or of a built-in one.
+    EXPERIMENT is a file, or the name of one in ./experiments or of a built-in one. An app of your own goes without.
     """
-    from fltestbed.experiment import load as load_experiment
+    from fltestbed.plan import resolve
 
     testbed = load(find_inventory(inventory))
-    file = find_experiment(experiment)
-    plan = load_experiment(file, settings or [])
+    file = find_experiment(experiment) if experiment else None
+    plan = resolve(file, settings or [], app=app, content_dir=content_dir())
+    if plan.experiment:
+        plan.experiment.require_clients(len(testbed.clients))
     run_name = f"{datetime.now():%Y%m%d-%H%M%S}-{name or plan.name}"
-    with lock(testbed.name):
+    with alone(testbed):
         _train(
             testbed.path,
             Options(verbose=verbose, become_password=ask_password(ask_become_pass)),
             {
-                "experiment_file": str(file),
+                "experiment_file": str(file or ""),
+                "app_dir": str(plan.app.path),
                 "experiment_settings": settings or [],
                 "run_name": run_name,
                 "runs_dir": str(runs_dir()),
             },
-            rounds=plan.rounds,
+            rounds=plan.experiment.rounds if plan.experiment else 0,
             output=output,
         )
 
@@ -77,7 +90,7 @@ def _train(inventory: Path, options: Options, extra_vars: Mapping[str, Any], *, 
     """Run the experiment; show what came back, whatever became of it."""
     folder = Path(extra_vars["runs_dir"]) / extra_vars["run_name"]
     try:
-        result = play("run", inventory, options, extra_vars, lambda event: round_line(event, rounds))
+        result = play("run", inventory, options, extra_vars, lambda event: news(event, rounds))
     except Cancelled:
         _stop(inventory, options, extra_vars, folder)
     if folder.is_dir():
@@ -101,11 +114,12 @@ def _stop(inventory: Path, options: Options, extra_vars: Mapping[str, Any], fold
     raise Cancelled(f"the run was stopped{where}", "the testbed is still up; fltestbed run starts a new run")
 
 
-def round_line(event: Event, rounds: int) -> str:
-    """Return what to say of an event: a line for a finished round, nothing for the rest."""
-    row = event.result.get("round") if event.kind == "item" and event.module == "testbed_run" else None
+def news(event: Event, rounds: int) -> str:
+    """Return what to say of an event: a line for a finished round, an app's own log lines, nothing for the rest."""
+    said = event.result if event.kind == "item" and event.module == "testbed_run" else {}
+    row = said.get("round")
     if not row:
-        return ""
+        return "\n".join(said.get("lines", []))
     return (
         f"round {row['round']}/{rounds}  accuracy {cell('', row['server_accuracy'])}  "
         f"loss {cell('', row['server_loss'])}  {row['seconds']:.1f} s  "
@@ -114,7 +128,12 @@ def round_line(event: Event, rounds: int) -> str:
 
 
 def summary(folder: Path) -> dict[str, Rows]:
-    """Return a run's rounds, and what each client did in them."""
+    """Return a run's rounds, and what each client did in them; of an app that reports no rounds, how the run went."""
+    if not (folder / "rounds.jsonl").exists() and (folder / "run.json").exists():
+        run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        return {
+            "run": [{"run": folder.name, "status": run["status"], "seconds": _seconds(run), "reason": run["reason"]}]
+        }
     clients: dict[str, list[dict[str, Any]]] = {}
     for row in _read_rows(folder / "clients.jsonl"):
         clients.setdefault(row["client"], []).append(row)
@@ -122,6 +141,13 @@ def summary(folder: Path) -> dict[str, Rows]:
         "rounds": [{key: row[key] for key in _ROUND} for row in _read_rows(folder / "rounds.jsonl")],
         "clients": [_client(rows) for _, rows in sorted(clients.items())],
     }
+
+
+def _seconds(run: Mapping[str, Any]) -> float | None:
+    """Return how long a run took, by its own record."""
+    if "started" not in run:
+        return None
+    return (datetime.fromisoformat(run["updated"]) - datetime.fromisoformat(run["started"])).total_seconds()
 
 
 def _client(rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from collections.abc import Container, Mapping
 from typing import Any
 
+from fltestbed.certificates import certificates, revoked
 from fltestbed.cli._options import (
     DEFAULT_INVENTORY,
     AskBecomePass,
@@ -16,7 +17,7 @@ from fltestbed.cli._render import Rows, cell, show
 from fltestbed.cli._verbs import Options, ask_password, play
 from fltestbed.errors import HostError, HostsFailed
 from fltestbed.inventory import SERVER_SERVICES, Testbed, client_services, load
-from fltestbed.paths import find_inventory
+from fltestbed.paths import find_inventory, state_dir
 
 _PAGE = 65536  # bytes: kernels round a memory limit down to a page
 
@@ -30,7 +31,7 @@ def status(
     ask_become_pass: AskBecomePass = False,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Show hosts, clients, containers and the run.
+    """Show hosts, clients, containers, the run and certificates.
 
     Of each client: the limits that the inventory asks for, those that the kernel enforces, and its SuperNode's state.
     """
@@ -39,13 +40,14 @@ def status(
         "status", testbed.path, Options(limit=limit, verbose=verbose, become_password=ask_password(ask_become_pass))
     )
     answers = result.results("testbed_status")
-    parts = rows(testbed, answers)
+    pki = state_dir(testbed.name) / "pki"
+    parts = rows(testbed, answers, revoked(pki)) | {"certificates": [each.row() for each in certificates(pki)]}
     show(parts, output)
     require_health(testbed, parts, answers)
     result.require_success()
 
 
-def rows(testbed: Testbed, answers: Results) -> dict[str, Rows]:
+def rows(testbed: Testbed, answers: Results, revoked: Container[str] = ()) -> dict[str, Rows]:
     """Return the hosts, clients, containers and the run. Limits asked are the inventory's, in cores and bytes."""
     server = answers.get(testbed.server.name, {})
     online = {node["name"]: node["status"] for node in server.get("nodes", [])}
@@ -61,7 +63,7 @@ def rows(testbed: Testbed, answers: Results) -> dict[str, Rows]:
             {
                 "device": client["device"],
                 "client": client["client"],
-                "supernode": online.get(client["client"]),
+                "supernode": "revoked" if client["client"] in revoked else online.get(client["client"]),
                 "cpus_asked": client["cpus"],
                 "cpus": container.get("cpus"),
                 "memory_asked": client["memory"],

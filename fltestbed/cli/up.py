@@ -1,10 +1,11 @@
 """fltestbed up."""
 
+from fltestbed.certificates import require_admitted
 from fltestbed.cli._options import DEFAULT_INVENTORY, AskBecomePass, Check, Diff, Inventory, Limit, Tags, Verbose
-from fltestbed.cli._verbs import Options, ask_password, play
+from fltestbed.cli._verbs import Options, alone, ask_password, play
 from fltestbed.inventory import load
-from fltestbed.paths import find_inventory
-from fltestbed.runner import lock
+from fltestbed.paths import find_inventory, state_dir
+from fltestbed.runner import Event
 
 
 def up(
@@ -21,7 +22,16 @@ def up(
     Doing it again changes only what differs; a training that runs goes on.
     """
     testbed = load(find_inventory(inventory))
-    with lock(testbed.name):
-        play(
-            "up", testbed.path, Options(limit, tags, check, diff, verbose, ask_password(ask_become_pass))
-        ).require_success()
+    require_admitted(state_dir(testbed.name) / "pki", (client["client"] for client in testbed.clients))
+    options = Options(limit, tags, check, diff, verbose, ask_password(ask_become_pass))
+    with alone(testbed):
+        play("up", testbed.path, options, line=reason).require_success()
+
+
+def reason(event: Event) -> str:
+    """Return why a host is not left alone, on the event that says so; nothing for the others."""
+    found = event.result.get("differences") if event.kind == "ok" and event.module == "testbed_settled" else None
+    if not found:
+        return ""
+    more = f", and {len(found) - 2} more" if len(found) > 2 else ""
+    return f"{event.host}: {', '.join(found[:2])}{more}"

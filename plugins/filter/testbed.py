@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
+from fltestbed import app
 from fltestbed.errors import FltestbedError
 from fltestbed.inventory import resolve_clients
 
@@ -26,17 +29,24 @@ def testbed_clients(
 
 
 def flower_config(settings: Mapping[str, Any]) -> str:
-    """Return settings as Flower's ``--node-config`` and ``--run-config`` take them: ``key=value`` with TOML values."""
+    """Return settings as Flower's ``--node-config`` and ``--run-config`` take them: ``key=value`` with TOML values.
+
+    Flower finds the end of a text by its next quote, so that no quote can be escaped in it.
+    """
 
     def toml(value: Any) -> str:
         if isinstance(value, bool):
             return str(value).lower()
         if isinstance(value, int | float):
             return repr(value)
-        escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
+        return f"'{value}'"
 
-    return " ".join(f"{key.replace('_', '-')}={toml(value)}" for key, value in settings.items())
+    return " ".join(f"{key}={toml(value)}" for key, value in settings.items())
+
+
+def hyphenated(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a client's training settings by the names that Flower's apps give to keys."""
+    return {key.replace("_", "-"): value for key, value in settings.items()}
 
 
 def run_plan(prepared: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -60,9 +70,24 @@ def run_plan(prepared: Mapping[str, Any], name: str) -> dict[str, Any]:
 def shards_of(prepared: Mapping[str, Any], host: str, server: bool) -> dict[str, dict[str, str]]:
     """Return the data files that a host is to hold, by folder: ``path`` on the controller and ``sha256``."""
     shards = {f"data/{part['client']}": part for part in prepared["partitions"] if part["device"] == host}
-    if server:
+    if server and prepared["test_set"]:
         shards["test"] = prepared["test_set"]
     return {owner: {key: str(shard[key]) for key in ("path", "sha256")} for owner, shard in shards.items()}
+
+
+def with_extra(requirements: list[str], extra: list[str]) -> list[str]:
+    """Return requirements, as pip takes them, with further ones; each of those takes the place of its package's own."""
+
+    def name(requirement: str) -> str:
+        try:
+            return canonicalize_name(Requirement(requirement).name)
+        except InvalidRequirement as error:
+            raise AnsibleFilterError(
+                f"images_extra_requirements: {requirement!r} is none that pip takes: {error}"
+            ) from error
+
+    replaced = set(map(name, extra))
+    return [requirement for requirement in requirements if name(requirement) not in replaced] + extra
 
 
 def dict_of(rows: Mapping[str, Mapping[str, Any]], key: str) -> dict[str, Any]:
@@ -93,18 +118,14 @@ def host_facts(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
-def folder_files(folder: str) -> dict[str, dict[str, str]]:
-    """Return the text files of a Flower app's folder as the module testbed_tree takes them: content by path."""
-    root = Path(folder)
-    files = {}
-    for path in sorted(root.rglob("*")):
-        name = path.relative_to(root)
-        if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in name.parts):
-            try:
-                files[name.as_posix()] = {"content": path.read_text()}
-            except UnicodeDecodeError:
-                continue  # Flower packs text alone
-    return files
+def app_files(folder: str) -> dict[str, dict[str, str]]:
+    """Return what goes to the server of a Flower app, as the module testbed_tree takes it: content by path."""
+    return {name: {"content": content} for name, content in app.load(Path(folder)).files.items()}
+
+
+def app_lacks(wanted: Mapping[str, Any], image: Mapping[str, Any]) -> list[str]:
+    """Return which of its dependencies an app (as testbed_experiment returns it) does not find in an image."""
+    return app.lacking(wanted["dependencies"], wanted["requires_python"], image)
 
 
 class FilterModule:
@@ -115,10 +136,13 @@ class FilterModule:
             "testbed_clients": testbed_clients,
             "flower_config": flower_config,
             "client_logs": client_logs,
+            "with_extra": with_extra,
             "dict_of": dict_of,
             "host_facts": host_facts,
             "items_of": items_of,
             "shards_of": shards_of,
-            "folder_files": folder_files,
+            "hyphenated": hyphenated,
+            "app_files": app_files,
+            "app_lacks": app_lacks,
             "run_plan": run_plan,
         }

@@ -13,11 +13,14 @@ description:
   - Check mode fills the cache too, as what follows needs the hashes; no host is touched.
 options:
   experiment:
-    description: Path of the experiment file.
+    description: Path of the experiment file. Without one, no data is partitioned, and I(app) has to be there.
     type: path
-    required: true
+  app:
+    description: Folder of the Flower app; without it, the one that the experiment names.
+    type: path
   settings:
-    description: Values of this run as C(key=value), the key dotted (C(train.batch_size=16)), the value in YAML.
+    description: Values of this run as C(key=value), the key dotted (C(train.batch_size=16)), the value in YAML. A
+      key that an experiment does not have is the app's own.
     type: list
     elements: str
     default: []
@@ -65,12 +68,17 @@ changed:
   description: Whether files had to be made.
   returned: always
   type: bool
+name:
+  description: The experiment's name, else the app's.
+  returned: success
+  type: str
 experiment:
-  description: The experiment with every default and setting filled in.
+  description: The experiment with every default and setting filled in; null without one.
   returned: success
   type: dict
 partition_set:
   description: Name of the set of partitions; it covers the data, the partitioner, the seed and the number of clients.
+    Null without an experiment.
   returned: success
   type: str
 partitions:
@@ -88,17 +96,18 @@ partitions:
     held_out: {description: Number of examples that are only evaluated on., type: int}
     labels: {description: Number of examples of each label., type: list, elements: int}
 test_set:
-  description: The server's test set, with C(path), C(sha256) and C(examples).
+  description: The server's test set, with C(path), C(sha256) and C(examples); null without an experiment.
   returned: success
   type: dict
 run_config:
   description: Flat dictionary for C(flwr run --run-config), without C(run), the name of the run.
   returned: success
   type: dict
-app_dir:
-  description: Folder of the Flower app.
+app:
+  description: The Flower app, with C(path), C(name), C(version), C(requires_python), C(dependencies), C(sha256)
+    of what goes to the server, and C(reports), whether it writes the rows of its rounds itself.
   returned: success
-  type: str
+  type: dict
 """
 
 import sys
@@ -111,7 +120,8 @@ from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 def main():
     module = AnsibleModule(
         argument_spec={
-            "experiment": {"type": "path", "required": True},
+            "experiment": {"type": "path"},
+            "app": {"type": "path"},
             "settings": {"type": "list", "elements": "str", "default": []},
             "clients": {
                 "type": "list",
@@ -125,6 +135,7 @@ def main():
             "cache_dir": {"type": "path", "required": True},
             "content_dir": {"type": "path", "required": True},
         },
+        required_one_of=[("experiment", "app")],
         supports_check_mode=True,
     )
     given = module.params
@@ -132,19 +143,19 @@ def main():
     sys.path.append(given["content_dir"])
     try:
         from fltestbed import plan
-        from fltestbed.errors import ExperimentError
+        from fltestbed.errors import AppError, ExperimentError
     except ImportError:
         module.fail_json(msg=missing_required_lib("fltestbed"), exception=traceback.format_exc())
 
     try:
-        prepared = plan.prepare(
-            Path(given["experiment"]),
+        wanted = plan.resolve(
+            Path(given["experiment"]) if given["experiment"] else None,
             given["settings"],
-            given["clients"],
-            cache_dir=Path(given["cache_dir"]),
+            app=Path(given["app"]) if given["app"] else None,
             content_dir=Path(given["content_dir"]),
         )
-    except ExperimentError as error:
+        prepared = plan.prepare(wanted, given["clients"], cache_dir=Path(given["cache_dir"]))
+    except (AppError, ExperimentError) as error:
         module.fail_json(msg=f"{error.message}\n{error.hint}", hint=error.hint)
     module.exit_json(**prepared)
 

@@ -26,6 +26,11 @@ options:
     type: list
     elements: str
     required: true
+  state:
+    description: C(present) leaves exactly I(clients) on the register, C(absent) takes them off it and no other.
+    type: str
+    choices: [present, absent]
+    default: present
 author: fltestbed authors
 """
 
@@ -70,6 +75,7 @@ def main():
             "root": {"type": "path", "required": True},
             "container": {"type": "str", "required": True},
             "clients": {"type": "list", "elements": "str", "required": True},
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
         },
         supports_check_mode=True,
     )
@@ -80,8 +86,11 @@ def main():
     for client in module.params["clients"]:
         path = root / "superlink" / "nodes" / f"{client}.pub"
         keys[client] = path.read_text().strip() if path.exists() else ""
-    gone = [client for client, node in held.items() if keys.get(client) != node["key"]]
-    new = [client for client in keys if client not in held or client in gone]
+    if module.params["state"] == "present":
+        gone = [client for client, node in held.items() if keys.get(client) != node["key"]]
+        new = [client for client in keys if client not in held or client in gone]
+    else:
+        gone, new = [client for client in keys if client in held], []
     if not module.check_mode:
         for client in gone:
             flwr(module, "supernode", "unregister", str(held[client]["id"]), "testbed")

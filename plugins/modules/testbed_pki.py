@@ -8,9 +8,11 @@ module: testbed_pki
 short_description: Make a testbed's certificates and keys
 description:
   - Runs on the controller. Every private file is made with mode 0600 in a folder of mode 0700 and never returned.
-  - What is there stays. The server's certificate is made again when its names differ or when it ends within 30 days;
-    a file that
-    can't be read is an error, never a reason to replace a key that hosts rely on.
+  - What is there stays. The server's certificate is made again when its names differ, and both certificates when they
+    end within I(renew_days), each with the key that it had - so that hosts with the old authority and hosts with the
+    new one understand each other while they are renewed one after another.
+  - A file that can't be read is an error, never a reason to replace a key that hosts rely on.
+  - A client that the file C(revoked) names gets no key, and is an error.
 options:
   path:
     description: Folder for C(ca.key), C(ca.crt), C(server.key), C(server.crt), C(superexec.secret) and
@@ -31,6 +33,18 @@ options:
     type: list
     elements: str
     required: true
+  ca_days:
+    description: Days that the authority's certificate is valid.
+    type: int
+    default: 3650
+  server_days:
+    description: Days that the server's certificate is valid; it never outlasts the authority's.
+    type: int
+    default: 825
+  renew_days:
+    description: A certificate that ends within this many days is made again.
+    type: int
+    default: 30
 author: fltestbed authors
 """
 
@@ -57,10 +71,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
-
-CA_DAYS = 3650
-SERVER_DAYS = 825
-RENEW_DAYS = 30
 
 
 def now():
@@ -90,7 +100,7 @@ def load_certificate(path):
     return x509.load_pem_x509_certificate(path.read_bytes())
 
 
-def certificate(subject, public_key, issuer, signer, days):
+def certificate(subject, public_key, issuer, signer, ends):
     """Return a builder with what both kinds of certificate share."""
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, subject)])
     return (
@@ -100,7 +110,7 @@ def certificate(subject, public_key, issuer, signer, days):
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now() - datetime.timedelta(hours=1))
-        .not_valid_after(now() + datetime.timedelta(days=days))
+        .not_valid_after(ends)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
     )
@@ -128,15 +138,16 @@ def general_name(name):
         return x509.DNSName(name)
 
 
-def make_ca(testbed, key):
-    builder = certificate(f"fltestbed {testbed} CA", key.public_key(), None, key, CA_DAYS)
+def make_ca(testbed, key, days):
+    builder = certificate(f"fltestbed {testbed} CA", key.public_key(), None, key, now() + datetime.timedelta(days=days))
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(key_usage(key_cert_sign=True, crl_sign=True), critical=True)
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def make_server(names, key, ca_key, ca):
-    builder = certificate("fltestbed server", key.public_key(), ca.subject, ca_key, SERVER_DAYS)
+def make_server(names, key, ca_key, ca, days):
+    ends = min(now() + datetime.timedelta(days=days), ca.not_valid_after_utc)
+    builder = certificate("fltestbed server", key.public_key(), ca.subject, ca_key, ends)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(key_usage(digital_signature=True), critical=True)
     builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -144,19 +155,38 @@ def make_server(names, key, ca_key, ca):
     return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
+def lasts(path, days):
+    """Return whether there is a certificate that does not end within some days."""
+    return path.exists() and load_certificate(path).not_valid_after_utc - now() > datetime.timedelta(days=days)
+
+
 def serves(path, names):
-    """Return whether the server's certificate has exactly these names and does not end soon."""
-    if not path.exists():
-        return False
-    current = load_certificate(path)
-    wanted = {general_name(name) for name in names}
-    held = set(current.extensions.get_extension_for_class(x509.SubjectAlternativeName).value)
-    return held == wanted and current.not_valid_after_utc - now() > datetime.timedelta(days=RENEW_DAYS)
+    """Return whether the server's certificate has exactly these names."""
+    held = load_certificate(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return set(held) == {general_name(name) for name in names}
 
 
-def make_all(folder, testbed, server_names, clients, dry):
-    """Make what is missing; return the names of the files made."""
+def objection(folder, params):
+    """Return what speaks against the arguments, an empty string if nothing does."""
+    if params["renew_days"] >= min(params["ca_days"], params["server_days"]):
+        return (
+            f"certificates_renew_days is {params['renew_days']}, and a certificate would be due for renewal as soon as "
+            "it is made. Set it below certificates_ca_days and certificates_server_days"
+        )
+    file = folder / "revoked"
+    refused = sorted(set(params["clients"]) & set(file.read_text().split() if file.exists() else ()))
+    if refused:
+        return (
+            f"the inventory has {', '.join(refused)}, and that key was revoked. Take it out of the inventory; or let "
+            f"it in with a new key: fltestbed revoke --undo {refused[0]}"
+        )
+    return ""
+
+
+def make_all(folder, params, dry):
+    """Make what is missing, and what ends soon; return the names of the files made."""
     made = []
+    renew_days = params["renew_days"]
 
     def ensure(name, content, mode=0o600, missing=None, public=None):
         path = folder / name
@@ -171,21 +201,29 @@ def make_all(folder, testbed, server_names, clients, dry):
         return pem(ec.generate_private_key(ec.SECP384R1()))
 
     ensure("ca.key", new_key, public="ca.crt")
-    ensure("ca.crt", lambda: make_ca(testbed, load_key(folder / "ca.key")), 0o644)
+    ensure(
+        "ca.crt",
+        lambda: make_ca(params["testbed"], load_key(folder / "ca.key"), params["ca_days"]),
+        0o644,
+        missing=not lasts(folder / "ca.crt", renew_days),
+    )
     ensure("server.key", new_key, public="server.crt")
     ensure(
         "server.crt",
         lambda: make_server(
-            server_names,
+            params["server_names"],
             load_key(folder / "server.key"),
             load_key(folder / "ca.key"),
             load_certificate(folder / "ca.crt"),
+            params["server_days"],
         ),
         0o644,
-        missing=not serves(folder / "server.crt", server_names),
+        missing=not (
+            lasts(folder / "server.crt", renew_days) and serves(folder / "server.crt", params["server_names"])
+        ),
     )
     ensure("superexec.secret", lambda: secrets.token_urlsafe(48).encode())
-    for client in clients:
+    for client in params["clients"]:
         ensure(
             f"nodes/{client}",
             lambda: ec.generate_private_key(ec.SECP384R1()).private_bytes(
@@ -212,14 +250,17 @@ def main():
             "testbed": {"type": "str", "required": True},
             "server_names": {"type": "list", "elements": "str", "required": True},
             "clients": {"type": "list", "elements": "str", "required": True},
+            "ca_days": {"type": "int", "default": 3650},
+            "server_days": {"type": "int", "default": 825},
+            "renew_days": {"type": "int", "default": 30},
         },
         supports_check_mode=True,
     )
     folder = Path(module.params["path"])
+    if reason := objection(folder, module.params):
+        module.fail_json(msg=reason)
     try:
-        made = make_all(
-            folder, module.params["testbed"], module.params["server_names"], module.params["clients"], module.check_mode
-        )
+        made = make_all(folder, module.params, module.check_mode)
     except (OSError, ValueError) as error:
         module.fail_json(
             msg=f"the testbed's keys and certificates in {folder} can't be used: {error}. Restore the folder from a "

@@ -32,77 +32,17 @@ ansible_facts:
           C(on_boot) (systemd starts it) and C(daemon_json)
         (null without the file); C(cgroup) with C(version), C(memory), C(cpu) (whether limits work);
         C(disk_free_mb) by path; C(images), image ids by C(repository:tag);
-        C(paths), whether each of I(paths) exists.
+        C(paths), whether each of I(paths) exists; C(testbeds), the names of those that the host's record knows.
       type: dict
 """
 
-import json
 import os
 import platform
-import shutil
-import subprocess
 from pathlib import Path
 
+from ansible.module_utils import testbed_record
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testbed_docker import EngineUnreachable, get
-
-DAEMON_JSON = Path("/etc/docker/daemon.json")
-BOOT_LINK = Path("/etc/systemd/system/multi-user.target.wants/docker.service")
-
-
-def operating_system():
-    release = {}
-    for line in Path("/etc/os-release").read_text().splitlines():
-        key, _equals, value = line.partition("=")
-        release[key] = value.strip('"')
-    return {
-        "id": release.get("ID", ""),
-        "version": release.get("VERSION_ID", ""),
-        "codename": release.get("VERSION_CODENAME", ""),
-        "name": release.get("PRETTY_NAME", ""),
-    }
-
-
-def program_version(*command):
-    """Return the first line that a program prints, None where it is missing or refuses."""
-    if shutil.which(command[0]) is None:
-        return None
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip().splitlines()[0] if done.returncode == 0 and done.stdout.strip() else None
-
-
-def cgroup():
-    if Path("/sys/fs/cgroup/cgroup.controllers").exists():
-        controllers = Path("/sys/fs/cgroup/cgroup.controllers").read_text().split()
-        return {"version": 2, "memory": "memory" in controllers, "cpu": "cpu" in controllers}
-    rows = [line.split() for line in Path("/proc/cgroups").read_text().splitlines() if not line.startswith("#")]
-    enabled = {name for name, _hierarchy, _groups, on in rows if on == "1"}
-    return {"version": 1, "memory": "memory" in enabled, "cpu": "cpu" in enabled}
-
-
-def docker():
-    facts = {"version": None, "compose": None, "running": False, "on_boot": BOOT_LINK.exists(), "daemon_json": None}
-    if DAEMON_JSON.exists():
-        text = DAEMON_JSON.read_text()
-        facts["daemon_json"] = json.loads(text) if text.strip() else {}
-    images = {}
-    try:
-        facts["version"] = get("/version")["Version"]
-        facts["running"] = True
-        for image in get("/images/json"):
-            for tag in image["RepoTags"] or []:
-                images[tag] = image["Id"]
-    except EngineUnreachable:
-        text = program_version("dockerd", "--version")
-        facts["version"] = text.split()[2].rstrip(",") if text else None
-    facts["compose"] = program_version("docker", "compose", "version", "--short")
-    return facts, images
-
-
-def free_mb(path):
-    while not path.exists():
-        path = path.parent
-    return shutil.disk_usage(path).free // 2**20
+from ansible.module_utils.testbed_host import DAEMON_JSON, cgroup, docker, free_mb, operating_system
 
 
 def main():
@@ -129,6 +69,7 @@ def main():
         "disk_free_mb": {"/var/lib/docker": free_mb(Path("/var/lib/docker"))},
         "images": images,
         "paths": {path: Path(path).exists() for path in module.params["paths"]},
+        "testbeds": testbed_record.testbeds(),
     }
     module.exit_json(changed=False, ansible_facts={"testbed_probe": probe})
 

@@ -19,6 +19,9 @@ options:
     description: SuperLink's container.
     type: str
     required: true
+  serverapp:
+    description: The ServerApp's container, at whose processes I(state=watched) looks.
+    type: str
   name:
     description: The run.
     type: str
@@ -27,9 +30,11 @@ options:
     description:
       - C(submitted) hands the app in C(app/) to Flower. A run that was submitted before is left alone.
       - C(followed) waits for I(round), and returns at once when the run has ended.
+      - C(watched) is for an app that writes nothing into C(runs/NAME/). It waits for news in the ServerApp's log, and
+        writes C(run.json) by what Flower says.
       - C(stopped) ends a run that goes on; one that has ended is left alone.
     type: str
-    choices: [submitted, followed, stopped]
+    choices: [submitted, followed, watched, stopped]
     required: true
   run_config:
     description: Overrides of the app's configuration, as C(flwr run --run-config) takes them.
@@ -39,7 +44,7 @@ options:
     description: The round to wait for, from 1.
     type: int
   timeout:
-    description: Seconds to wait for that round.
+    description: Seconds to wait for that round, or for news.
     type: int
     default: 3600
 author: fltestbed authors
@@ -59,20 +64,36 @@ clients:
   returned: when I(state=followed)
   type: list
   elements: dict
+lines:
+  description: What the ServerApp said since the last look.
+  returned: when I(state=watched)
+  type: list
+  elements: str
+ended:
+  description: Whether the run has ended.
+  returned: when I(state=watched)
+  type: bool
 """
 
 import datetime
 import json
 import os
+import re
 import tempfile
 import time
 from pathlib import Path
 
+from ansible.module_utils import testbed_docker
 from ansible.module_utils.basic import AnsibleModule
 
 ENDED = ("finished", "failed", "stopped")
 LOOK_SECONDS = 0.3
 SILENT_SECONDS = 20
+NEWS_SECONDS = 10
+
+
+def iso(seconds):
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")
 
 
 class Run:
@@ -83,6 +104,7 @@ class Run:
         self.folder = Path(module.params["root"]) / "runs" / module.params["name"]
         # The folder is the container's own, and root must not write where it could lay a link; so this lies elsewhere.
         self.flower_id = Path(module.params["root"]) / "submitted" / module.params["name"]
+        self.told = self.flower_id.with_suffix(".told")  # how many lines of its log were shown
 
     def read(self, name):
         """Return a file's text; empty where there is none, or a link in its place."""
@@ -98,10 +120,9 @@ class Run:
             return json.loads(text)
         return {"status": "starting", "reason": None, "round": 0, "rounds": None}
 
-    def end(self, status, reason):
-        """Write the last word on a run whose ServerApp did not."""
-        record = self.record() | {"status": status, "reason": reason}
-        record["updated"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+    def write(self, status, reason, **more):
+        """Write run.json where the ServerApp does not."""
+        record = self.record() | more | {"status": status, "reason": reason, "updated": iso(time.time())}
         handle, partial = tempfile.mkstemp(dir=self.folder, prefix=".run-")
         with os.fdopen(handle, "w") as out:
             out.write(json.dumps(record))
@@ -117,17 +138,36 @@ class Run:
         return [json.loads(line) for line in lines]
 
     def flwr(self, *arguments):
-        """Run flwr in SuperLink's container. Return (exit code, its JSON answer, what else it said)."""
-        command = ["docker", "exec", self.module.params["container"], "flwr", *arguments, "--format", "json"]
-        code, out, err = self.module.run_command(command)
+        """Run flwr in SuperLink's container. Return (exit code, what it printed, what else it said)."""
+        return self.module.run_command(["docker", "exec", self.module.params["container"], "flwr", *arguments])
+
+    def ask(self, *arguments):
+        """Run flwr for a JSON answer. Return (exit code, the answer, what it said instead)."""
+        code, out, err = self.flwr(*arguments, "--format", "json")
         try:
             return code, json.loads(out), err
         except ValueError:
             return code, {}, f"{out}{err}".strip()
 
+    def news(self):
+        """Return what the ServerApp has said since the last look."""
+        code, out, _err = self.flwr("log", self.flower_id.read_text(), "testbed", "--show")
+        if code != 0:
+            return []
+        lines = [re.sub(r"\x1b\[[0-9;]*m", "", line).rstrip() for line in out.splitlines()]
+        lines = [line for line in lines if line and "Printing logstream" not in line]
+        told = int(self.told.read_text()) if self.told.exists() else 0
+        self.told.write_text(str(len(lines)))
+        return lines[told:]
+
+    def at_work(self):
+        """Return whether a ServerApp runs: cheaper than to ask Flower."""
+        top = testbed_docker.get(f"/containers/{self.module.params['serverapp']}/top") or {"Processes": []}
+        return any("flwr-serverapp" in " ".join(process) for process in top["Processes"])
+
     def flower_status(self):
         """Return Flower's own words on the run, as in ``("finished:failed", "why")``; empty where it has none."""
-        _code, answer, _said = self.flwr("ls", "testbed", "--run-id", self.flower_id.read_text())
+        _code, answer, _said = self.ask("ls", "testbed", "--run-id", self.flower_id.read_text())
         runs = answer.get("runs") or [{"status": "", "status-details": ""}]
         return runs[0]["status"], runs[0]["status-details"]
 
@@ -137,10 +177,10 @@ def submit(module, run):
         module.exit_json(changed=False, run=run.record())
     if module.check_mode:
         module.exit_json(changed=True, run=run.record())
-    code, answer, said = run.flwr("run", "/app", "testbed", "--run-config", module.params["run_config"])
+    code, answer, said = run.ask("run", "/app", "testbed", "--run-config", module.params["run_config"])
     if code != 0 or "run-id" not in answer:
         reason = f"Flower refused the app: {answer.get('error-message') or said}"
-        module.fail_json(msg=reason, run=run.end("failed", reason))
+        module.fail_json(msg=reason, run=run.write("failed", reason))
     run.flower_id.write_text(str(answer["run-id"]))
     module.exit_json(changed=True, run=run.record())
 
@@ -160,7 +200,7 @@ def follow(module, run):
             heard = time.monotonic()
             status, details = run.flower_status()
             if status.startswith("finished") and run.record()["status"] not in ENDED:
-                run.end("failed", f"Flower says {status}: {details or 'no more than that'}")
+                run.write("failed", f"Flower says {status}: {details or 'no more than that'}")
                 continue
         if time.monotonic() > deadline:
             module.fail_json(
@@ -173,6 +213,28 @@ def follow(module, run):
     module.exit_json(changed=False, round=row, clients=clients, run=record)
 
 
+def watch(module, run):
+    record = run.record()
+    if record["status"] == "starting":
+        stamp = run.flower_id.stat()
+        record = run.write("running", None, started=iso(stamp.st_mtime), flwr_run_id=int(run.flower_id.read_text()))
+    deadline = time.monotonic() + module.params["timeout"]
+    while True:
+        worked, until = run.at_work(), time.monotonic() + NEWS_SECONDS
+        while time.monotonic() < until and not (worked and not run.at_work()):
+            time.sleep(1)
+        if record["status"] not in ENDED and not run.at_work():
+            status, details = run.flower_status()
+            if status.startswith("finished"):
+                how = {"finished:completed": "finished", "finished:stopped": "stopped"}.get(status, "failed")
+                reason = None if how == "finished" else f"Flower says {status}: {details or 'no more than that'}"
+                record = run.write(how, reason)
+        lines = run.news()
+        ended = record["status"] in ENDED
+        if ended or lines or time.monotonic() > deadline:
+            module.exit_json(changed=False, lines=lines, ended=ended, run=record)
+
+
 def stop(module, run):
     record = run.record()
     if record["status"] in ENDED or not run.folder.exists():
@@ -180,10 +242,10 @@ def stop(module, run):
     if module.check_mode:
         module.exit_json(changed=True, run=record)
     if run.flower_id.exists():
-        code, answer, said = run.flwr("stop", run.flower_id.read_text(), "testbed")
+        code, answer, said = run.ask("stop", run.flower_id.read_text(), "testbed")
         if code != 0 and not run.flower_status()[0].startswith("finished"):
             module.fail_json(msg=f"Flower did not stop the run: {answer.get('error-message') or said}", run=record)
-    module.exit_json(changed=True, run=run.end("stopped", "stopped by the user"))
+    module.exit_json(changed=True, run=run.write("stopped", "stopped by the user"))
 
 
 def main():
@@ -191,17 +253,21 @@ def main():
         argument_spec={
             "root": {"type": "path", "required": True},
             "container": {"type": "str", "required": True},
+            "serverapp": {"type": "str"},
             "name": {"type": "str", "required": True},
-            "state": {"type": "str", "choices": ["submitted", "followed", "stopped"], "required": True},
+            "state": {"type": "str", "choices": ["submitted", "followed", "watched", "stopped"], "required": True},
             "run_config": {"type": "str", "default": ""},
             "round": {"type": "int"},
             "timeout": {"type": "int", "default": 3600},
         },
-        required_if=[("state", "followed", ("round",))],
+        required_if=[("state", "followed", ("round",)), ("state", "watched", ("serverapp",))],
         supports_check_mode=True,
     )
     try:
-        {"submitted": submit, "followed": follow, "stopped": stop}[module.params["state"]](module, Run(module))
+        states = {"submitted": submit, "followed": follow, "watched": watch, "stopped": stop}
+        states[module.params["state"]](module, Run(module))
+    except testbed_docker.EngineUnreachable as error:
+        module.fail_json(msg=f"{error}. The run goes on where its containers do; `fltestbed stop` ends it.")
     except OSError as error:
         module.fail_json(msg=f"the run's files on the server host can't be used: {error}")
 

@@ -29,6 +29,11 @@ options:
     description: Folders by path below I(root), each with C(mode) (0755) and C(uid) (0). They are made, never removed.
     type: dict
     default: {}
+  owner:
+    description: Whose folder it is, C(id) and C(name). One that another id has is refused, with that one's name; empty
+      for a folder that is nobody's.
+    type: dict
+    default: {}
 author: fltestbed authors
 """
 
@@ -53,6 +58,7 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 RECORD = ".fltestbed-files.json"
+OWNER = ".fltestbed-owner.json"
 HIDDEN = "(secret)\n"
 
 
@@ -93,17 +99,26 @@ def main():
             "files": {"type": "dict", "required": True},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
             "directories": {"type": "dict", "default": {}},
+            "owner": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     root = Path(module.params["root"])
     secrets = module.params["secrets"]
+    owner, mark = module.params["owner"], root / OWNER
     written, removed, diff = [], [], []
 
     def wanted(entry, mode):
         return int(entry.get("mode", mode), 8), entry.get("uid", 0)
 
     try:
+        held = json.loads(mark.read_text()) if owner and mark.exists() else None
+        if held and held["id"] != owner["id"]:
+            module.fail_json(
+                msg=f"{root} belongs to a testbed of the same name that {held['name']} deployed with other keys. Give "
+                "yours another name, which is its inventory folder's; or, if that one is yours and its keys are lost, "
+                "remove it first with fltestbed down"
+            )
         for name, entry in sorted(module.params["directories"].items()):
             path = inside(root, name)
             mode, uid = wanted(entry, "0755")
@@ -133,6 +148,8 @@ def main():
             )
             if not module.check_mode:
                 write(path, content, mode, uid)
+        if owner and not held and not module.check_mode:
+            write(mark, json.dumps(owner), 0o644, 0)
         record = root / RECORD
         names = sorted(module.params["files"])
         ours = json.loads(record.read_text()) if record.exists() else []

@@ -72,8 +72,9 @@ def pip(module, *arguments):
     code, out, err = module.run_command(command)
     if code != 0:
         module.fail_json(
-            msg="pip could not get the packages of the Flower image. Can the controller reach the package index, and "
-            f"does pip's configuration name it? pip said: {err.strip()[-1500:]}",
+            msg="pip could not get the packages of the Flower image. Can the controller reach the package index, does "
+            f"pip's configuration name it, and do images_extra_requirements fit the rest? "
+            f"pip said: {err.strip()[-1500:]}",
             cmd=command,
         )
     return out
@@ -130,6 +131,12 @@ def main():
             target = pip_target(options["arch"], options["python_debian"])
             requirements = options["requirements"]
         packages = resolve(module, scratch, *target, *requirements)
+        if torch == "debian" and any(package["name"] == "torch" for package in packages):
+            module.fail_json(
+                msg="one of images_extra_requirements imports torch, and the package index has no CPU build of "
+                f"{options['torch']} for {options['arch']}, so that torch would come with gigabytes of CUDA. Let pip's "
+                "configuration name an index that has it, or take that requirement out."
+            )
         done = scratch / "done"
         done.mkdir()
         pins = done / "requirements.txt"

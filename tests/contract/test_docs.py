@@ -83,7 +83,7 @@ def test_commands_in_the_pages_exist() -> None:
 
 
 def test_a_command_that_does_not_exist_would_be_found() -> None:
-    for line in ("upp", "lab upp", "run", "up --no-such-option", "status --format xml"):
+    for line in ("upp", "lab upp", "run --app", "up --no-such-option", "status --format xml"):
         with pytest.raises(click.ClickException):
             parse(typer.main.get_command(app), line.split())
 

@@ -23,13 +23,14 @@ class Lab:
     """A working directory with an inventory, and the ways in which the tests look at its testbed."""
 
     folder: Path
+    name: str = "e2e"
 
     @property
     def inventory(self) -> Path:
-        return self.folder / "inventories" / "e2e"
+        return self.folder / "inventories" / self.name
 
     def command(self, *arguments: str) -> list[str]:
-        return [str(FLTESTBED), *arguments, "-i", "e2e"]
+        return [str(FLTESTBED), *arguments, "-i", self.name]
 
     def environment(self) -> dict[str, str]:
         return os.environ | {"PWD": str(self.folder), "COLUMNS": "160"}
@@ -65,10 +66,14 @@ class Lab:
     def status(self) -> dict[str, Any]:
         return dict(json.loads(self.run("status", "--format", "json")))
 
-    def on(self, device: str, *command: str, code: int | None = 0) -> str:
+    def on(self, device: str, *command: str, code: int | None = 0, seconds: float = 120) -> str:
         """Run a command as root on a virtual device, past Ansible and SSH."""
         done = subprocess.run(
-            ["docker", "exec", f"e2e-{device}", *command], capture_output=True, text=True, timeout=120, check=False
+            ["docker", "exec", f"{self.name}-{device}", *command],
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
         assert code is None or done.returncode == code, f"{device}: {command}: {done.stdout}{done.stderr}"
         return done.stdout

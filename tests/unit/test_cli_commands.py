@@ -19,7 +19,7 @@ from fltestbed.paths import content_dir
 REPOSITORY = Path(__file__).parents[2]
 PROGRAM = "from fltestbed.cli import main; main()"
 INVENTORY = {
-    "all": {
+    "testbed": {
         "vars": {"ansible_connection": "local"},
         "children": {"superlink": {"hosts": {"server": None}}, "supernodes": {"hosts": {"pi-1": None, "pi-2": None}}},
     }
@@ -40,6 +40,7 @@ class Cli:
             (self.content / name).mkdir(parents=True)
         shutil.copy(content_dir() / "ansible.cfg", self.content)
         shutil.copytree(content_dir() / "roles" / "testbed", self.content / "roles" / "testbed")
+        shutil.copytree(content_dir() / "fl_app", self.content / "fl_app", ignore=shutil.ignore_patterns("__pycache__"))
         self.inventory(INVENTORY)
         (self.content / "experiments" / "tiny.yml").write_text("name: tiny\nrounds: 2\n")
 
@@ -148,7 +149,7 @@ def test_failed_hosts_exit_with_5_and_say_why(cli: Cli) -> None:
 def test_unreachable_hosts_exit_with_6(cli: Cli) -> None:
     nowhere = {"ansible_connection": "ssh", "ansible_host": "127.0.0.1", "ansible_port": 1}
     INVENTORY_WITH_HOLE = json.loads(json.dumps(INVENTORY))
-    INVENTORY_WITH_HOLE["all"]["children"]["supernodes"]["hosts"]["pi-2"] = nowhere
+    INVENTORY_WITH_HOLE["testbed"]["children"]["supernodes"]["hosts"]["pi-2"] = nowhere
     cli.inventory(INVENTORY_WITH_HOLE)
     cli.playbook("up", shell("true", name="Mend"))
     code, _, err = cli("up")
@@ -170,7 +171,8 @@ def test_a_playbook_that_does_not_load_exits_with_9(cli: Cli) -> None:
     [
         (["upp"], 2, "No such command 'upp'"),
         (["up", "--chekc"], 2, "No such option"),
-        (["run"], 2, "Missing argument 'EXPERIMENT'"),
+        (["run"], 3, "give an EXPERIMENT, or an app with --app"),
+        (["run", "--app", "nowhere"], 3, "nowhere: is no Flower app: there is no such folder"),
         (["run", "tiny", "--name", "My Run"], 2, "use a to z"),
         (["up", "-i", "atic"], 3, "did you mean attic?"),
         (["run", "tinny"], 3, "did you mean tiny?"),
@@ -184,7 +186,7 @@ def test_wrong_input_stops_before_any_host(cli: Cli, args: list[str], code: int,
     assert (got, out) == (code, "")
     assert message in err
     assert "Traceback" not in err
-    assert not (cli.cwd / ".fltestbed").exists()
+    assert not list(cli.cwd.glob(".fltestbed/*/logs")), "Ansible was started"
 
 
 def test_a_bug_keeps_its_traceback(cli: Cli) -> None:
@@ -200,6 +202,45 @@ def test_down_with_yes_does_not_ask(cli: Cli) -> None:
     code, _, err = cli("down", "--yes")
     assert code == 0
     assert "pi-1: Remove" in err
+
+
+def test_a_purge_says_what_is_left_where_and_goes_on(cli: Cli) -> None:
+    records = cli.cwd / ".fltestbed" / "virtual" / "hosts"
+    records.mkdir(parents=True)
+    held = {"packages": ["runc", "docker.io"], "images": ["fltestbed/app:1"], "daemon_options": {"log-opts": {}}}
+    (records / "pi-1.json").write_text(json.dumps(held))
+    cli.playbook("down", shell("exit 3", name="Remove", when="inventory_hostname != 'server' and host_purge"))
+    assert cli("down", "--yes")[0] == 0
+    code, _, err = cli("down", "--purge", "--yes")
+    assert code == 5
+    assert "left there: containers, data and files" in err and "2 packages that came with it (runc, docker.io)" in err
+    assert "left there: nothing, by the records on this machine" in err  # of pi-2
+    assert "hint: when that is mended, fltestbed down --purge -i virtual removes what is left" in err
+
+
+def test_revoke_marks_first_and_up_refuses_until_it_is_undone(cli: Cli) -> None:
+    pki = cli.cwd / ".fltestbed" / "virtual" / "pki"
+    (pki / "nodes").mkdir(parents=True)
+    for name in ("pi-1", "pi-1.pub", "pi-2"):
+        (pki / "nodes" / name).touch()
+    cli.playbook("up", shell("true"))
+    cli.playbook("revoke", shell("exit 3"), hosts="superlink")
+    assert cli("revoke", "pi-1")[0] == 130  # nobody answers the question
+    assert not (pki / "revoked").exists()
+    assert cli("revoke", "pi-1", "--yes")[0] == 5  # the server could not be asked: the mark stays
+    assert (pki / "revoked").read_text() == "pi-1\n"
+    assert [path.name for path in (pki / "nodes").iterdir()] == ["pi-2"]
+    code, _, err = cli("up")
+    assert code == 3 and "fltestbed revoke --undo pi-1" in err
+    cli.playbook("revoke", shell("test {{ superlink_revoked[0] }} = pi-1"), hosts="superlink")
+    assert cli("revoke", "pi-1", "--yes")[:2] == (
+        0,
+        "pi-1: SuperLink refuses the key; take it out of the inventory before the next up\n",
+    )
+    code, _, err = cli("revoke", "pi-11", "--yes")
+    assert code == 3 and "did you mean pi-1" in err
+    assert cli("revoke", "--undo", "pi-1")[:2] == (0, "pi-1: the next up makes a new key\n")
+    assert cli("up")[0] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

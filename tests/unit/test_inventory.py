@@ -1,16 +1,25 @@
 """What an inventory may say, and what becomes of it."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from fltestbed import inventory, inventory_stamp
 from fltestbed.errors import InventoryError
 from fltestbed.inventory import load, resolve_clients
 from fltestbed.paths import content_dir, find_inventory
 
 PROFILES = {"rpi4": {"cpus": 4, "memory": "3840m", "source": "brief"}, "rpi3": {"cpus": 4, "memory": "768m"}}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """State lands below the working directory."""
+    monkeypatch.chdir(tmp_path)
 
 
 def write(folder: Path, devices: dict[str, Any], server: str = "server") -> Path:
@@ -134,44 +143,6 @@ def test_an_error_names_file_and_line(tmp_path: Path) -> None:
         load(folder)
 
 
-def test_a_mistyped_variable_is_found(tmp_path: Path) -> None:
-    with pytest.raises(InventoryError, match="no variable testbed_profil") as caught:
-        load(write(tmp_path / "lab", {"pi-1": {"testbed_profil": "rpi4"}}))
-    assert "testbed_profile" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("testbed:\n  children: {superlink: {hosts: {a: }}\n", "hosts.yml:3"),
-        ("testbed:\n  children:\n    superlink:\n    supernodes: {hosts: {a: }}\n", "superlink is empty"),
-        ("superlink: {hosts: {a: , b: }}\nsupernodes: {hosts: {c: }}\n", "superlink has 2 hosts: a, b"),
-        ("superlink: {hosts: {a: }}\n", "supernodes is empty"),
-        ("superlink: {hosts: {a: }}\nsupernodes: {hosts: {Pi_1: }}\n", "host 'Pi_1' has no usable name"),
-        ("superlink: {hosts: {a: }}\nsupernodes: {hosts: {192.0.2.1: }}\n", "host '192.0.2.1' has no usable name"),
-        (
-            "superlink: {hosts: {a: }}\nsupernodes: {hosts: {pi-1: , pi: {testbed_clients: [{}, {}]}}}\n",
-            "both called pi-1",
-        ),
-        ("superlink: {hosts: {a: }}\nsupernodes: {hosts: {b: {x: 1, x: 2}}}\n", "hosts.yml"),
-        ("superlink: {host: {a: }}\nsupernodes: {hosts: {b: }}\n", "superlink is empty"),
-    ],
-)
-def test_an_inventory_that_is_no_testbed_is_refused(tmp_path: Path, content: str, message: str) -> None:
-    folder = tmp_path / "lab"
-    folder.mkdir()
-    (folder / "hosts.yml").write_text(content)
-    with pytest.raises(InventoryError) as caught:
-        load(folder)
-    assert message in caught.value.message
-    assert caught.value.hint
-
-
-def test_the_folders_name_must_do_for_a_testbed(tmp_path: Path) -> None:
-    with pytest.raises(InventoryError, match="has no usable name"):
-        load(write(tmp_path / "My Lab", {"pi-1": None}))
-
-
 def test_a_missing_folder_is_told_with_the_nearest_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "inventories" / "attic").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
@@ -184,3 +155,124 @@ def test_a_missing_folder_is_told_with_the_nearest_names(monkeypatch: pytest.Mon
 @pytest.mark.parametrize("folder", sorted((content_dir() / "inventories").iterdir()), ids=lambda folder: folder.name)
 def test_the_inventories_that_come_with_the_program_are_testbeds(folder: Path) -> None:
     assert load(folder).clients
+
+
+def no_process(folder: Path) -> dict[str, Any]:
+    raise AssertionError("Ansible was asked again")
+
+
+def lab(tmp_path: Path) -> Path:
+    folder = write(
+        tmp_path / "lab", {"pi-1": {"testbed_profile": "rpi3", "testbed_clients": [{"cpus": 1}, {"cpus": 0.5}]}}
+    )
+    (folder / "group_vars").mkdir()
+    (folder / "group_vars" / "testbed.yml").write_text(
+        "ansible_user: \"{{ lookup('env', 'USER') }}\"\n"
+        'ansible_ssh_private_key_file: "{{ testbed_state_dir }}/key"\n'
+        "testbed_own_profiles: {rpi3: {cpus: 8}}\n"
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def view(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What Ansible, which takes its time, makes of that folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("USER", "me")
+        return inventory._ask_ansible(lab(tmp_path_factory.mktemp("asked")))
+
+
+@pytest.fixture
+def remembered(tmp_path: Path, view: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that was found right, and of which Ansible is not to be asked again."""
+    folder = lab(tmp_path)
+    monkeypatch.setenv("USER", "me")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(inventory, "_ask_ansible", lambda folder: view)
+    (tmp_path / "first.txt").write_text(repr(load(folder)))
+    monkeypatch.setattr(inventory, "_ask_ansible", no_process)
+    return folder
+
+
+def test_a_folder_that_was_right_is_not_looked_at_again(remembered: Path, tmp_path: Path) -> None:
+    assert repr(load(remembered)) == (tmp_path / "first.txt").read_text()
+    stamp = tmp_path / ".fltestbed" / "lab" / "inventory.json"
+    assert stamp.stat().st_mode & 0o777 == 0o600
+    assert stamp.parent.stat().st_mode & 0o777 == 0o700
+
+
+def edit(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hosts = folder / "hosts.yml"
+    hosts.write_text(hosts.read_text() + "# a comment\n")
+
+
+def add(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "host_vars").mkdir()
+    (folder / "host_vars" / "pi-1.yml").write_text("testbed_client: {cpus: 1}\n")
+
+
+def damage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".fltestbed/lab/inventory.json").write_text("{")
+
+
+def go_elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(".fltestbed", "elsewhere/.fltestbed")
+    monkeypatch.chdir("elsewhere")
+
+
+def become_another(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("USER", "you")
+
+
+def keep_the_cache_elsewhere(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/tmp/cache")  # noqa: S108
+
+
+def look_something_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "group_vars" / "testbed.yml").write_text("ansible_user: \"{{ lookup('pipe', 'whoami') }}\"\n")
+
+
+def run_a_script(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "more").write_text("#!/bin/sh\necho '{}'\n")
+    (folder / "more").chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        edit,
+        add,
+        damage,
+        go_elsewhere,
+        become_another,
+        keep_the_cache_elsewhere,
+        look_something_up,
+        run_a_script,
+    ],
+)
+def test_a_folder_is_looked_at_again_when_something_changed(
+    change: Callable[[Path, pytest.MonkeyPatch], None], remembered: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(remembered, monkeypatch)
+    with pytest.raises(AssertionError, match="asked again"):
+        load(remembered)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "plain"),
+    [
+        ("hosts.yml", "ansible_user: \"{{ lookup('env', 'HOME') }}/{{ inventory_dir | basename }}\"", True),
+        ("hosts.ini", "[superlink]\nserver", True),
+        ("hosts.yml", "ansible_user: \"{{ lookup('file', 'user') }}\"", False),
+        ("hosts.yml", 'ansible_user: "{{ now() }}"', False),
+        ("hosts.yml", 'ansible_user: "{% if x %}me{% endif %}"', False),
+        ("more.yml", "plugin: constructed", False),
+        ("more.py", "print(1)", False),
+    ],
+)
+def test_only_what_says_the_same_the_next_time_is_remembered(
+    name: str, content: str, plain: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab" / name).write_text(content)
+    assert bool(inventory_stamp.key(tmp_path / "lab")) is plain

@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 from ansible_modules import load, run
 from cryptography.hazmat.primitives import serialization
+
+from fltestbed.certificates import certificates, due, readmit, require_admitted, revoke, revoked
+from fltestbed.errors import InventoryError
 
 NAMES = ["superlink", "localhost", "127.0.0.1", "192.0.2.10"]
 pki = load("modules", "testbed_pki")
@@ -124,13 +128,53 @@ def test_a_new_client_gets_a_key_and_the_others_keep_theirs(tmp_path: Path) -> N
 
 def test_a_certificate_that_ends_soon_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path)
-    later = pki.now() + datetime.timedelta(days=pki.SERVER_DAYS - pki.RENEW_DAYS)
+    later = pki.now() + datetime.timedelta(days=825 - 30)
     monkeypatch.setattr(pki, "now", lambda: later - datetime.timedelta(hours=1))
     assert make(tmp_path)["made"] == []
     monkeypatch.setattr(pki, "now", lambda: later + datetime.timedelta(hours=1))
     answer = make(tmp_path)
     assert answer["made"] == ["server.crt"]
     assert datetime.datetime.fromisoformat(answer["valid_until"]) > later + datetime.timedelta(days=700)
+
+
+def test_a_renewed_authority_and_an_old_one_vouch_for_each_others_server(tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    make(old, ca_days=20, server_days=25, renew_days=5)
+    assert due(old) and not due(old, renew_days=5)
+    assert [(each.name, each.days_left) for each in certificates(old)] == [("authority", 19), ("server", 19)]
+    shutil.copytree(old, new)
+    before = contents(new)
+    assert make(new)["made"] == ["ca.crt", "server.crt"]
+    after = contents(new)
+    assert {name for name in after if after[name] != before[name]} == {"ca.crt", "server.crt"}
+    assert not due(new)
+    assert [each.days_left for each in certificates(new)] == [3649, 824]
+    for authority, server in ((old, new), (new, old), (new, new)):
+        said = openssl("verify", "-CAfile", authority / "ca.crt", server / "server.crt")
+        assert said.strip().endswith("OK"), said
+
+
+def test_a_certificate_that_would_always_be_due_is_refused(tmp_path: Path) -> None:
+    answer = make(tmp_path, server_days=10)
+    assert answer["failed"] and "certificates_renew_days" in answer["msg"]
+    assert contents(tmp_path) == {}
+
+
+def test_a_revoked_client_gets_no_key_until_it_is_let_in_again(tmp_path: Path) -> None:
+    make(tmp_path)
+    before = contents(tmp_path)
+    revoke(tmp_path, ["pi-1"])
+    assert revoked(tmp_path) == {"pi-1"}
+    assert sorted(path.name for path in (tmp_path / "nodes").iterdir()) == ["laptop-1", "laptop-1.pub"]
+    answer = make(tmp_path)
+    assert answer["failed"] and "revoke --undo pi-1" in answer["msg"]
+    with pytest.raises(InventoryError, match="pi-1"):
+        require_admitted(tmp_path, ["laptop-1", "pi-1"])
+    require_admitted(tmp_path, ["laptop-1"])
+    assert make(tmp_path, clients=["laptop-1"])["made"] == []
+    readmit(tmp_path, ["pi-1"])
+    assert make(tmp_path)["made"] == ["nodes/pi-1", "nodes/pi-1.pub"]
+    assert (tmp_path / "nodes/pi-1.pub").read_bytes() != before["nodes/pi-1.pub"]
 
 
 @pytest.mark.parametrize("name", ["ca.key", "ca.crt", "server.key", "server.crt"])

@@ -9,6 +9,8 @@ from ansible.errors import AnsibleFilterError
 from ansible_modules import load
 from flwr.common.config import parse_config_args
 
+ROOT = Path(__file__).parents[2]
+
 filters = load("filter", "testbed").FilterModule().filters()
 
 SETTINGS: dict[str, Any] = {
@@ -34,7 +36,7 @@ def toml(text: str, keys: list[str]) -> dict[str, Any]:
 
 
 def test_flower_reads_back_what_was_written() -> None:
-    written = filters["flower_config"](SETTINGS)
+    written = filters["flower_config"](filters["hyphenated"](SETTINGS))
     wanted = {key.replace("_", "-"): value for key, value in SETTINGS.items()}
     assert parse_config_args([written]) == wanted
     assert toml(written, list(wanted)) == wanted
@@ -44,8 +46,9 @@ def test_flower_reads_back_what_was_written() -> None:
 
 
 @pytest.mark.parametrize("text", ['say "hello"', '"', "back\\slash\\", '\\"'])
-def test_quotes_and_backslashes_are_toml(text: str) -> None:
-    assert tomllib.loads(filters["flower_config"]({"key": text})) == {"key": text}
+def test_quotes_and_backslashes_are_toml_that_flower_finds_the_end_of(text: str) -> None:
+    written = filters["flower_config"]({"key": text, "next_key": 1})
+    assert parse_config_args([written]) == {"key": text, "next_key": 1}
 
 
 HOSTVARS: dict[str, dict[str, Any]] = {
@@ -124,21 +127,33 @@ def test_the_plan_names_no_path_of_the_controller() -> None:
     ]
 
 
-def test_an_apps_folder_goes_as_its_text_files(tmp_path: Path) -> None:
-    for name, content in {
-        "pyproject.toml": b"[project]\n",
-        "app/client.py": "print('ä')\n".encode(),
-        "app/__pycache__/client.pyc": b"\x00",
-        ".git/config": b"secret",
-        "app/.env": b"secret",
-        "app/weights.bin": b"\xff\xfe\x00",
-    }.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(content)
-    assert filters["folder_files"](str(tmp_path)) == {
-        "app/client.py": {"content": "print('ä')\n"},
-        "pyproject.toml": {"content": "[project]\n"},
-    }
+def test_a_run_without_data_brings_none() -> None:
+    nothing = {"partitions": [], "test_set": None}
+    assert filters["shards_of"](nothing, "server", True) == filters["shards_of"](nothing, "pi-1", False) == {}
+
+
+def test_an_app_goes_as_the_files_that_flower_packs() -> None:
+    files = filters["app_files"](str(ROOT / "fl_app"))
+    assert {"pyproject.toml", "testbed_app/client.py"} <= set(files)
+    client = (ROOT / "fl_app/testbed_app/client.py").read_text()
+    assert files["testbed_app/client.py"] == {"content": client}
+
+
+def test_an_app_lacks_what_the_image_does_not_hold() -> None:
+    wanted = {"dependencies": ["flwr>=1.41", "pandas"], "requires_python": ">=3.11"}
+    image = {"python": "3.11.2", "machine": "aarch64", "packages": {"flwr": "1.41.0"}}
+    assert filters["app_lacks"](wanted, image) == ["pandas (not there)"]
+
+
+def test_further_requirements_take_the_place_of_the_images_own() -> None:
+    own = ["flwr==1.41.0", "numpy==2.2.6", "prometheus-client==0.23.1", "torch==2.13.0"]
+    assert filters["with_extra"](own, []) == own
+    assert filters["with_extra"](own, ["scikit-learn", "NumPy<2", "Prometheus_Client"]) == [
+        *("flwr==1.41.0", "torch==2.13.0"),
+        *("scikit-learn", "NumPy<2", "Prometheus_Client"),
+    ]
+    with pytest.raises(AnsibleFilterError, match="'numpy=>2' is none that pip takes"):
+        filters["with_extra"](own, ["numpy=>2"])
 
 
 def test_every_client_has_a_log_of_both_its_containers() -> None:

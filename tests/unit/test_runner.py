@@ -1,19 +1,22 @@
 """Real playbooks, run on this machine alone."""
 
+import contextlib
 import json
-import multiprocessing
 import os
+import signal
 import stat
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fltestbed.errors import AnsibleFailed, HostsFailed, HostsUnreachable, Locked, PreflightError
-from fltestbed.paths import state_dir
-from fltestbed.runner import Event, HostResult, RunResult, lock, run_playbook
+from fltestbed.errors import AnsibleFailed, HostsFailed, HostsUnreachable, PreflightError
+from fltestbed.runner import Event, HostResult, RunResult, run_playbook
 
 SECRET = "canary-7f3a"  # noqa: S105 nothing is behind it
 
@@ -197,18 +200,53 @@ def test_a_handler_that_fails_leaves_nothing_running() -> None:
     assert not [file for file in Path("/proc").glob("[0-9]*/cmdline") if b"sleep\x0047" in file.read_bytes()]
 
 
-def _try_lock(testbed: str) -> str:
-    try:
-        with lock(testbed):
-            return "got it"
-    except Locked as error:
-        return error.message
+STOPPED = """
+import json, sys
+from pathlib import Path
+from fltestbed.errors import Cancelled
+from fltestbed.runner import run_playbook
+Path("lab").mkdir()
+hosts = {"pi-1": {"ansible_connection": "local"}, "pi-2": {"ansible_connection": "local"}}
+Path("lab/hosts.json").write_text(json.dumps({"all": {"hosts": hosts}}))
+task = {"name": "Sleep", "ansible.builtin.command": {"argv": ["sleep", "593"]}}
+Path("verb.yml").write_text(json.dumps([{"hosts": "all", "gather_facts": False, "tasks": [task]}]))
+try:
+    run_playbook(Path.cwd() / "verb.yml", Path.cwd() / "lab")
+except Cancelled as error:
+    print(error.message)
+"""
 
 
-def test_only_one_changes_a_testbed() -> None:
-    with multiprocessing.get_context("spawn").Pool(1) as other:
-        with lock("lab"):
-            assert f"process {os.getpid()}" in other.apply(_try_lock, ("lab",))
-            assert other.apply(_try_lock, ("attic",)) == "got it"
-        assert other.apply(_try_lock, ("lab",)) == "got it"
-    assert stat.S_IMODE(state_dir("lab").stat().st_mode) == 0o700
+def processes(mark: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (entry / "environ").read_bytes():
+                found.append((entry / "cmdline").read_text().replace("\0", " "))
+    return found
+
+
+def wait_until(look: Callable[[], bool], seconds: float = 60) -> None:
+    until = time.monotonic() + seconds
+    while not look():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_however_it_is_stopped_nothing_stays_behind(number: signal.Signals, working_dir: Path) -> None:
+    mark = f"XDG_TEST={working_dir}"
+    scratch = working_dir / "tmp"
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED],
+        env=os.environ | {"XDG_TEST": str(working_dir), "TMPDIR": str(scratch)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as stopped:
+        wait_until(lambda: sum(line.startswith("sleep 593") for line in processes(mark)) == 2)
+        stopped.send_signal(number)
+        said = stopped.communicate(timeout=60)[0]
+    wait_until(lambda: not processes(mark))
+    wait_until(lambda: not list(scratch.glob("fltestbed-*")))
+    if number is signal.SIGINT:
+        assert said == "stopped as asked\n  pi-1: 0 done, 0 changed; at: Sleep\n  pi-2: 0 done, 0 changed; at: Sleep\n"

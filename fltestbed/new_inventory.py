@@ -1,0 +1,160 @@
+"""A new inventory folder: a copy of a built-in one, or made from answers."""
+
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import yaml
+
+from fltestbed.errors import InventoryError
+from fltestbed.inventory import is_address, is_name
+from fltestbed.paths import content_dir
+
+_LAB_SUBNET = "172.28.1."  # of inventories/virtual
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a testbed of one's own is made of. `devices`: address and profile by name."""
+
+    server: str
+    user: str
+    devices: Mapping[str, tuple[str, str]]
+
+
+def folder_for(name: str) -> Path:
+    """Return where the inventory of a new testbed goes. Raises InventoryError when the name cannot be had."""
+    if not is_name(name):
+        raise InventoryError(
+            f"a testbed cannot be called {name!r}", "use a to z, 0 to 9 and hyphens between them, at most 63 characters"
+        )
+    folder = Path.cwd() / "inventories" / name
+    if folder.exists() or folder.is_symlink():
+        raise InventoryError(f"{folder} is there already", "choose another name, or remove the folder first")
+    return folder
+
+
+def copy(name: str, template: str) -> Path:
+    """Write ./inventories/`name` as a copy of a built-in inventory; return the folder.
+
+    A virtual lab gets a subnet that no network of this machine and no inventory here has. Raises InventoryError.
+    """
+    source = content_dir() / "inventories" / template
+    subnet = next(_free_subnets()) if template == "virtual" else _LAB_SUBNET
+    files = {
+        str(file.relative_to(source)): file.read_text(encoding="utf-8")
+        .replace(_LAB_SUBNET, subnet)
+        .replace(f"-i {template}", f"-i {name}")
+        for file in sorted(source.rglob("*.yml"))
+    }
+    return _write(name, files)
+
+
+def make(name: str, answers: Answers) -> Path:
+    """Write ./inventories/`name` from answers; return the folder. Raises InventoryError."""
+    devices = "\n".join(
+        f"        {_scalar(device)}: {{ansible_host: {_scalar(address)}, testbed_profile: {_scalar(profile)}}}"
+        for device, (address, profile) in answers.devices.items()
+    )
+    return _write(
+        name,
+        {
+            "hosts.yml": _HOSTS.format(
+                name=name, server=_scalar(answers.server), user=_scalar(answers.user), devices=devices
+            )
+        },
+    )
+
+
+def parse_devices(text: str, known: Mapping[str, str]) -> dict[str, str]:
+    """Return the addresses by name of devices written as `pi-1=192.0.2.21 pi-2=192.0.2.22`; a comma separates too.
+
+    `known` are the hosts that there are already. Raises InventoryError for what cannot be meant.
+    """
+    devices: dict[str, str] = {}
+    for word in re.split(r"[\s,]+", text.strip()):
+        name, equals, address = word.partition("=")
+        if not (equals and is_name(name) and is_address(address)):
+            raise InventoryError(
+                f"{word!r} is not a device",
+                "write name=address, as in pi-1=192.0.2.21; names are a to z, 0 to 9 and hyphens",
+            )
+        taken = {**known, **devices}
+        if name in taken or address in taken.values():
+            raise InventoryError(f"{word!r} has the name or the address of another host", "give each host its own")
+        devices[name] = address
+    return devices
+
+
+def _write(name: str, files: Mapping[str, str]) -> Path:
+    """Write the folder in one step, so that an interrupted command leaves none."""
+    folder = folder_for(name)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
+    try:
+        for path, content in files.items():
+            (new / path).parent.mkdir(exist_ok=True)
+            (new / path).write_text(content, encoding="utf-8")
+        new.chmod(0o755)
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new)
+        raise
+    return folder
+
+
+def _scalar(text: str) -> str:
+    """Return a text as YAML reads it: quoted only where it would be a number or the like."""
+    try:
+        plain = yaml.safe_load(f"{{key: {text}}}") == {"key": text}
+    except yaml.YAMLError:
+        plain = False
+    return text if plain else json.dumps(text)
+
+
+def _free_subnets() -> Iterator[str]:
+    """Yield the first three numbers of the /24 networks of 172.28 that nobody here has."""
+    routes = Path("/proc/net/route")
+    taken = [
+        IPv4Network((int.from_bytes(bytes.fromhex(fields[1]), "little"), int(fields[7], 16).bit_count()), strict=False)
+        for line in (routes.read_text(encoding="ascii").splitlines()[1:] if routes.exists() else [])
+        if (fields := line.split()) and fields[1] != "00000000"
+    ]
+    written = "".join(
+        file.read_text(encoding="utf-8", errors="replace") for file in Path.cwd().glob("inventories/**/*.yml")
+    )
+    for number in range(2, 255):
+        start = f"172.28.{number}."
+        if start not in written and not any(IPv4Network(f"{start}0/24").overlaps(network) for network in taken):
+            yield start
+    raise InventoryError("no subnet of 172.28.0.0/16 is free for another virtual lab", "remove an inventory of one")
+
+
+_HOSTS = """\
+# The testbed {name}: its server and its devices. Any device can say more: docs/reference-inventory.md lists what.
+testbed:
+  vars:
+    ansible_user: {user}   # the user that SSH logs in as, who becomes root with sudo
+
+  children:
+    # The server: devices must reach its ports 9092 and 5000.
+    superlink:
+      hosts:
+        server: {{ansible_host: {server}}}
+
+    # Where measurements are gathered.
+    monitoring:
+      hosts:
+        server:
+
+    # The devices that train. The profile says how many cores and how much memory training may take; testbed_client
+    # goes before it, as in testbed_client: {{cpus: 2, memory: 1g, batch_size: 16}}.
+    supernodes:
+      hosts:
+{devices}
+"""

@@ -1,0 +1,113 @@
+"""fltestbed init: what it writes is a testbed as it stands."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fltestbed import inventory, new_inventory
+from fltestbed.errors import InventoryError
+
+PROGRAM = [sys.executable, "-c", "from fltestbed.cli import main; main()", "init"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def init(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_a_copy_is_a_testbed_and_says_what_comes_next(tmp_path: Path) -> None:
+    done = init("attic", "--from", "raspberry-pi")
+    assert done.returncode == 0, done.stderr
+    for line in ("hosts 4, clients 3", "fltestbed check -i attic", "fltestbed up -i attic"):
+        assert line in done.stdout
+    assert "lab up" not in done.stdout
+    assert "-i attic" in (tmp_path / "inventories/attic/hosts.yml").read_text()
+    again = init("attic", "--from", "raspberry-pi")
+    assert again.returncode == 3
+    assert "inventories/attic is there already" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["My Lab", "--from", "virtual"], 3, "a testbed cannot be called 'My Lab'"),
+        (["../lab", "--from", "virtual"], 3, "a testbed cannot be called '../lab'"),
+        (["lab"], 2, "give one of virtual, single-host, raspberry-pi"),
+        (["lab", "--from", "moon"], 2, "'moon'"),
+    ],
+)
+def test_what_cannot_be_is_refused(arguments: list[str], code: int, says: str, tmp_path: Path) -> None:
+    done = init(*arguments)
+    assert done.returncode == code
+    assert says in done.stderr
+    assert not (tmp_path / "inventories").exists()
+
+
+def test_virtual_labs_have_subnets_of_their_own_and_their_own_keys(tmp_path: Path) -> None:
+    subnets = set()
+    for name in ("one", "two"):
+        testbed = inventory.load(new_inventory.copy(name, "virtual"))
+        addresses = {str(host.connection["ansible_host"]).rpartition(".")[0] for host in testbed.hosts}
+        subnets |= addresses
+        assert len(addresses) == 1
+        for host in testbed.hosts:
+            key = tmp_path / ".fltestbed" / name / "ssh" / "id_ed25519"
+            assert host.connection["ansible_ssh_private_key_file"] == str(key)
+            assert str(key.with_name("known_hosts")) in host.connection["ansible_ssh_common_args"]
+    assert len(subnets) == 2
+    assert "172.28.1" not in subnets
+
+
+def test_an_interrupted_copy_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path, target: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        new_inventory.copy("lab", "single-host")
+    assert not list((tmp_path / "inventories").iterdir())
+
+
+def test_questions_are_asked_on_a_terminal(tmp_path: Path) -> None:
+    """Wrong answers are asked again; `null` is a name like any other."""
+    answers = ["192.0.2.10:22", "192.0.2.10", "", "pi-1", "pi-1=192.0.2.21, null=192.0.2.22", "rpi9", "rpi5", ""]
+    terminal, theirs = pty.openpty()
+    with subprocess.Popen([*PROGRAM, "lab"], stdin=theirs, stdout=theirs, stderr=theirs) as process:
+        os.close(theirs)
+        os.write(terminal, "".join(f"{answer}\n" for answer in answers).encode())
+        said = b""
+        while True:
+            try:
+                said += os.read(terminal, 65536)
+            except OSError:  # what a terminal that nobody holds any more says
+                break
+    os.close(terminal)
+    text = said.decode()
+    assert process.returncode == 0, text
+    for line in ("'192.0.2.10:22' is not an address", "'pi-1' is not a device", "there is no profile 'rpi9'"):
+        assert line in text
+    testbed = inventory.load(tmp_path / "inventories" / "lab")
+    assert testbed.server.connection == {"ansible_host": "192.0.2.10", "ansible_user": "pi"}
+    assert [(host.name, host.connection["ansible_host"]) for host in testbed.devices] == [
+        ("pi-1", "192.0.2.21"),
+        ("null", "192.0.2.22"),
+    ]
+    assert [client["memory"] for client in testbed.clients] == [7936 * 1024**2] * 2
+
+
+@pytest.mark.parametrize(
+    "text", ["pi-1", "Pi=192.0.2.1", "pi-1=192.0.2.300", "a=192.0.2.1 a=192.0.2.2", "b=192.0.2.10", ""]
+)
+def test_devices_that_cannot_be_meant(text: str) -> None:
+    with pytest.raises(InventoryError):
+        new_inventory.parse_devices(text, {"server": "192.0.2.10"})

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
 
-import yaml
-
 from fltestbed.errors import InventoryError
 from fltestbed.inventory import is_address, is_name
 from fltestbed.paths import content_dir
@@ -110,6 +108,8 @@ def _write(name: str, files: Mapping[str, str]) -> Path:
 
 def _scalar(text: str) -> str:
     """Return a text as YAML reads it: quoted only where it would be a number or the like."""
+    import yaml  # slow, and --help does without
+
     try:
         plain = yaml.safe_load(f"{{key: {text}}}") == {"key": text}
     except yaml.YAMLError:

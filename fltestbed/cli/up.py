@@ -1,11 +1,13 @@
 """fltestbed up."""
 
+import sys
+
 from fltestbed.certificates import require_admitted
 from fltestbed.cli._options import DEFAULT_INVENTORY, AskBecomePass, Check, Diff, Inventory, Limit, Tags, Verbose
 from fltestbed.cli._verbs import Options, alone, ask_password, play
 from fltestbed.inventory import load
 from fltestbed.paths import find_inventory, state_dir
-from fltestbed.runner import Event
+from fltestbed.runner import Event, RunResult
 
 
 def up(
@@ -25,7 +27,17 @@ def up(
     require_admitted(state_dir(testbed.name) / "pki", (client["client"] for client in testbed.clients))
     options = Options(limit, tags, check, diff, verbose, ask_password(ask_become_pass))
     with alone(testbed):
-        play("up", testbed.path, options, line=reason).require_success()
+        result = play("up", testbed.path, options, line=reason)
+    if not tags and (rest := unfinished(result)):
+        print(f"not done: {', '.join(rest)}, as others failed before; the next up does it", file=sys.stderr)
+    result.require_success()
+
+
+def unfinished(result: RunResult) -> list[str]:
+    """Return the hosts that did not fail but were not come to, as the failure of another, the server, ended it all."""
+    lost = {name for name, host in result.hosts.items() if host.failed or host.unreachable}
+    answers = result.results("testbed_settled")
+    return [name for name in sorted(answers) if lost and name not in lost and not answers[name]["settled"]]
 
 
 def reason(event: Event) -> str:

@@ -254,7 +254,7 @@ def test_a_signal_ends_everything_within_3_seconds(cli: Cli, number: signal.Sign
         _, err = process.communicate(timeout=10)
         assert time.monotonic() - began < 3
     assert process.returncode == 130
-    assert "the same command goes on from there" in err
+    assert "the same command goes on from where it is" in err
     assert "logs/" in err
     assert cli.processes() == set()
     cli.playbook("up", shell("true"))
@@ -396,17 +396,12 @@ def test_a_second_ctrl_c_leaves_at_once(cli: Cli) -> None:
     assert "fltestbed stop ends it" in err
 
 
-def test_help_comes_fast(cli: Cli) -> None:
-    began = time.monotonic()
-    spent = min(_cpu_seconds(cli, "-h") for _ in range(3))
-    assert spent < 0.3, f"{spent:.2f} CPU-s (wall time {time.monotonic() - began:.2f} s for three)"
-
-
-def _cpu_seconds(cli: Cli, *args: str) -> float:
-    before = os.times()
-    assert cli(*args)[0] == 0
-    after = os.times()
-    return after.children_user + after.children_system - before.children_user - before.children_system
+def test_help_loads_no_heavy_module(cli: Cli) -> None:
+    heavy = {"ansible", "ansible_runner", "cryptography", "numpy", "pydantic", "rich", "torch", "yaml"}
+    show = "import sys, fltestbed.cli; sys.argv[1:] = ['-h']\ntry: fltestbed.cli.main()\nfinally: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True, cwd=cli.cwd)
+    assert "Usage: fltestbed" in done.stdout
+    assert heavy & set(done.stdout.split()) == set()
 
 
 def test_status_shows_all_and_tells_with_5_or_6_what_is_wrong(cli: Cli) -> None:

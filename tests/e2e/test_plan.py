@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from .conftest import DEVICES, Lab
+from .test_a_testbed import newest_log, recap
 
 HOSTS = ["server", *DEVICES]
 
@@ -18,6 +19,18 @@ def steps(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
 
 def test_after_up_there_is_nothing_to_do(lab: Lab) -> None:
     assert plan(lab) == {host: [] for host in sorted(HOSTS)}
+
+
+def test_the_long_way_changes_nothing_either(lab: Lab) -> None:
+    before = lab.started()
+    for host in HOSTS:
+        lab.on(host, "rm", "/opt/fltestbed/e2e/.fltestbed-settled.json")
+    assert [steps(rows) for rows in plan(lab).values()] == [[], [], [], []]
+    lab.run("up")
+    counts = recap(newest_log(lab, "up"))
+    assert all(counts[host]["ok"] > 1 for host in HOSTS)
+    assert {host: row["changed"] for host, row in counts.items() if row["changed"]} == {}
+    assert lab.started() == before
 
 
 def test_a_changed_limit_is_planned_and_not_done(lab: Lab) -> None:

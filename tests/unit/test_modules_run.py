@@ -1,6 +1,7 @@
 """testbed_run, on a run's folder as the ServerApp leaves it; what needs no engine."""
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -106,6 +107,7 @@ def test_a_rehearsal_submits_nothing(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.skipif(shutil.which("docker") is None, reason="there is no Docker client to ask")
 def test_a_run_that_cannot_be_submitted_is_recorded_as_failed(folder: Path) -> None:
     answer = call(folder, "submitted")
     assert answer["failed"] and "Flower refused the app" in answer["msg"]

@@ -94,6 +94,8 @@ class Watched:
     def end(self, seconds: float = 600) -> int:
         code = self.process.wait(seconds)
         self._reader.join(30)
+        if self.process.stdout:
+            self.process.stdout.close()
         return code
 
     def left(self) -> list[str]:

@@ -103,7 +103,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("e2e"))
     shutil.copytree(REPOSITORY / "inventories" / "virtual", lab.inventory)
     for file in lab.inventory.rglob("*.yml"):
-        file.write_text(file.read_text().replace("172.28.1.", SUBNET).replace(".fltestbed/virtual", ".fltestbed/e2e"))
+        file.write_text(file.read_text().replace("172.28.1.", SUBNET))
     try:
         lab.run("lab", "up")
         lab.run("up")

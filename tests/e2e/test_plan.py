@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from .conftest import DEVICES, Lab
-from .test_a_testbed import newest_log, recap
+from .test_a_testbed import newest_log, recap, wait_for
 
 HOSTS = ["server", *DEVICES]
 
@@ -73,4 +73,5 @@ def test_what_was_changed_by_hand_is_found_and_put_right(lab: Lab) -> None:
     assert {host for host, _ in (key for key in after if after[key] != before[key])} == {"laptop", "pi-3"}
     assert lab.on("laptop", "docker", "inspect", "-f", "{{.HostConfig.NanoCpus}}", client).strip() == "1200000000"
     assert "# mine" not in lab.on("pi-4", "cat", "/opt/fltestbed/e2e/compose.yml")
-    assert plan(lab) == {host: [] for host in sorted(HOSTS)}
+    # SuperLink takes a SuperNode back once it has missed the killed one for about a minute.
+    wait_for("nothing to do", lambda: plan(lab) == {host: [] for host in sorted(HOSTS)}, 240)

@@ -159,7 +159,8 @@ def purge_lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     shutil.copytree(REPOSITORY / "inventories" / "virtual", lab.inventory)
     (lab.inventory / "hosts.yml").write_text(INVENTORY)
     variables = lab.inventory / "group_vars" / "testbed.yml"
-    text = variables.read_text().replace("172.28.1.", SUBNET).replace(".fltestbed/virtual", ".fltestbed/purge")
+    text = variables.read_text().replace("172.28.1.", SUBNET)
+    text = text.replace("{{ inventory_dir | basename }}", lab.name)  # the second one has the same hosts, and their keys
     variables.write_text(re.sub(r"^virtual_device_packages:.*$", "", text, flags=re.MULTILINE))
     shutil.copytree(lab.inventory, lab.inventory.with_name("second"))
     try:

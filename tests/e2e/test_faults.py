@@ -219,7 +219,7 @@ def test_a_port_that_another_has_is_said_with_who_has_it(lab: Lab) -> None:
     docker("exec", "-d", machine(lab, "server"), "python3", "-m", "http.server", "9092")
     try:
         up = Watched(lab, "up", "--limit", "server")
-        assert up.end() == 5, up.said
+        assert up.end() == 4, up.said
         assert re.search(r"port 9092/tcp is held by python3 \(process \d+\)", up.said), up.said
     finally:
         lab.on("server", "pkill", "-f", "http.server 9092")

@@ -224,6 +224,7 @@ def test_a_port_that_another_has_is_said_with_who_has_it(lab: Lab) -> None:
     finally:
         lab.on("server", "pkill", "-f", "http.server 9092")
     lab.run("up")
+    wait_for("every SuperNode back", lambda: states(lab) == {"online"})
     assert changes(lab) == ""
 
 

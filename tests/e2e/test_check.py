@@ -143,8 +143,11 @@ def defects(lab: Lab) -> Iterator[Lab]:
             for key, value in yaml.safe_load(shared.read_text()).items()
             if not key.startswith("virtual_device")
         }
-        common = settings["ansible_ssh_common_args"].replace("e2e/ssh/known_hosts", "known_hosts-of-broken")
-        settings |= {"ansible_ssh_common_args": common, "testbed_fleet_port": 9192, "testbed_registry_port": 5055}
+        own = "{{ inventory_dir | basename }}"
+        common = settings["ansible_ssh_common_args"].replace(f"{own}/ssh/known_hosts", "known_hosts-of-broken")
+        key = settings["ansible_ssh_private_key_file"].replace(own, lab.inventory.name)
+        settings |= {"ansible_ssh_common_args": common, "ansible_ssh_private_key_file": key}
+        settings |= {"testbed_fleet_port": 9192, "testbed_registry_port": 5055}
         settings["ansible_timeout"] = 60  # many logins at once, on a machine that may be busy
         shared.write_text(yaml.safe_dump(settings))
         hosts = yaml.safe_load((folder / "hosts.yml").read_text())

@@ -18,6 +18,7 @@ def steps(rows: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
 
 
 def test_after_up_there_is_nothing_to_do(lab: Lab) -> None:
+    lab.run("up")
     assert plan(lab) == {host: [] for host in sorted(HOSTS)}
 
 

@@ -26,13 +26,13 @@ def process(pid):
 
 
 def lock_holder(path):
-    """Return the process id that has an fcntl lock on a file; None for a free one, 0 where it is not to be seen."""
+    """Return the process id that has an fcntl lock on a file; 0 where it is not to be seen, None without a lock."""
     try:
         with Path(path).open("rb+") as file:
             request = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
             kind, _whence, _start, _length, pid = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, request))
-    except FileNotFoundError:
-        return None
+    except OSError:
+        return None  # nothing can be written there, so nobody locks it to write
     return pid if kind != fcntl.F_UNLCK else None
 
 
@@ -45,20 +45,29 @@ def port_holder(port):
                 return f"the container {name}", container["Labels"].get("com.docker.compose.project", "")
     except EngineUnreachable:
         pass
-    sockets = {f"socket:[{inode}]" for inode in _listening(port)}
-    for folder in Path("/proc").iterdir() if sockets else ():
-        if folder.name.isdigit():
-            try:
-                if any(str(fd.readlink()) in sockets for fd in (folder / "fd").iterdir()):
-                    return process(folder.name), ""
-            except OSError:
-                continue  # it has ended
-    return ("another program", "") if sockets else None
+    inodes = listening().get(port)
+    return (process(socket_holder(inodes)), "") if inodes else None
 
 
-def _listening(port):
+def listening():
+    """Return the inodes of the TCP sockets that listen, by port."""
+    found = {}
     for name in ("/proc/net/tcp", "/proc/net/tcp6"):
         for line in Path(name).read_text().splitlines()[1:] if Path(name).exists() else ():
             cells = line.split()
-            if cells[3] == "0A" and int(cells[1].rpartition(":")[2], 16) == port:
-                yield cells[9]
+            if cells[3] == "0A":
+                found.setdefault(int(cells[1].rpartition(":")[2], 16), set()).add(cells[9])
+    return found
+
+
+def socket_holder(inodes):
+    """Return the id of the process that has one of these sockets; 0 where it is not to be seen."""
+    wanted = {f"socket:[{inode}]" for inode in inodes}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                if any(str(fd.readlink()) in wanted for fd in (folder / "fd").iterdir()):
+                    return int(folder.name)
+            except OSError:
+                continue  # it has ended
+    return 0

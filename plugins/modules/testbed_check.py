@@ -108,14 +108,12 @@ import time
 
 STARTED = time.time()
 
-import fcntl
 import os
 import platform
 import re
 import shutil
 import signal
 import socket
-import struct
 import subprocess
 import sys
 import urllib.error
@@ -124,6 +122,13 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testbed_docker import EngineUnreachable, get
+from ansible.module_utils.testbed_holders import (
+    PACKAGE_LOCKS,
+    listening,
+    lock_holder,
+    process,
+    socket_holder,
+)
 from ansible.module_utils.testbed_host import DAEMON_JSON, cgroup, docker, free_mb, operating_system
 
 MB = 2**20
@@ -133,7 +138,6 @@ USERLAND = Path("/bin/sh")
 MODULES = Path("/lib/modules")
 CGROUP = Path("/sys/fs/cgroup")
 CMDLINES = (Path("/boot/firmware/cmdline.txt"), Path("/boot/cmdline.txt"))
-APT_LOCKS = (Path("/var/lib/dpkg/lock-frontend"), Path("/var/lib/dpkg/lock"), Path("/var/lib/apt/lists/lock"))
 DPKG_UPDATES = Path("/var/lib/dpkg/updates")
 UFW = Path("/etc/ufw/ufw.conf")
 BUILD_DIR = Path("/var/tmp/fltestbed")  # noqa: S108 a folder of roles/images, made by root
@@ -367,31 +371,6 @@ def check_disk(host):
             )
 
 
-def listeners():
-    """Return the inodes of TCP sockets that listen, by port."""
-    found = {}
-    for name in ("/proc/net/tcp", "/proc/net/tcp6"):
-        if Path(name).exists():
-            for line in Path(name).read_text().splitlines()[1:]:
-                cells = line.split()
-                if cells[3] == "0A":
-                    found.setdefault(int(cells[1].rpartition(":")[2], 16), set()).add(cells[9])
-    return found
-
-
-def holder(inodes):
-    """Return (pid, name) of the process that has one of these sockets, None where it is not to be seen."""
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if any(str(fd.readlink()) in wanted for fd in (folder / "fd").iterdir()):
-                    return int(folder.name), (folder / "comm").read_text().strip()
-            except OSError:
-                continue  # it has ended
-    return None
-
-
 def is_listener(pid):
     try:
         return f"{MARK}=1".encode() in (Path("/proc") / str(pid) / "environ").read_bytes().split(b"\0")
@@ -407,7 +386,7 @@ def containers(filters=""):
 
 
 def check_ports(host):
-    listening = listeners()
+    listened = listening()
     published = {
         port.get("PublicPort"): container
         for container in containers()
@@ -424,17 +403,15 @@ def check_ports(host):
                 f"port {port}/tcp is published by the container {name}",
                 f"stop it (docker stop {name}), or choose another port in the inventory",
             )
-        elif port in listening:
-            found = holder(listening[port])
-            if found and is_listener(found[0]):  # of a check that did not come to its end
-                os.kill(found[0], signal.SIGKILL)
+        elif port in listened:
+            pid = socket_holder(listened[port])
+            if is_listener(pid):  # of a check that did not come to its end
+                os.kill(pid, signal.SIGKILL)
                 host.unserved.append(port)
                 continue
-            who = f"{found[1]} (process {found[0]})" if found else "another program"
             yield error(
-                f"port {port}/tcp is held by {who}",
-                f"stop it (systemctl status {found[0] if found else ''} says what started it), or choose "
-                "another port in the inventory",
+                f"port {port}/tcp is held by {process(pid)}",
+                f"stop it (systemctl status {pid or ''} says what started it), or choose another port in the inventory",
             )
         else:
             host.unserved.append(port)
@@ -503,11 +480,11 @@ def check_packages(host):
         return
     if DPKG_UPDATES.exists() and any(DPKG_UPDATES.iterdir()):
         yield error(f"{missing} is to be installed, and dpkg was interrupted", "run: dpkg --configure -a")
-    for path in APT_LOCKS:
+    for path in PACKAGE_LOCKS:
         pid = lock_holder(path)
-        if pid:
+        if pid is not None:
             yield warning(
-                f"{missing} is to be installed, and {name_of(pid)} (process {pid}) holds the package lock {path}",
+                f"{missing} is to be installed, and {process(pid)} holds the package lock {path}",
                 "wait until it is done; up waits up to 5 minutes for it",
             )
             break
@@ -531,24 +508,6 @@ def check_packages(host):
             "up refreshes the lists; if it is still unknown then, the apt sources lack a component or are of "
             "another release",
         )
-
-
-def lock_holder(path):
-    """Return the process that holds a lock of apt or dpkg, None without one."""
-    try:
-        with path.open("rb+") as file:
-            request = struct.pack("hhqqi", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, _whence, _start, _length, pid = struct.unpack("hhqqi", fcntl.fcntl(file, fcntl.F_GETLK, request))
-    except OSError:
-        return None
-    return pid if kind != fcntl.F_UNLCK else None
-
-
-def name_of(pid):
-    try:
-        return (Path("/proc") / str(pid) / "comm").read_text().strip()
-    except OSError:
-        return "another program"
 
 
 def without_candidate(names):

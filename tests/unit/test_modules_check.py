@@ -182,7 +182,7 @@ def test_a_held_package_lock_is_named(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout and other.stdout.readline() == b"held\n"
         assert check.lock_holder(lock) == other.pid
-        assert check.name_of(other.pid).startswith("python")
+        assert check.process(other.pid).startswith("python")
         other.kill()
 
 

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class Progress:
     """Shows the events of one playbook. With `verbose` Ansible's own output takes the place of the plain lines."""
 
-    def __init__(self, verbose: bool) -> None:
+    def __init__(self, verbose: bool, check: bool = False) -> None:
+        self._check = check
         self._verbose = verbose
         self._done: dict[str, int] = {}
         self._changed: dict[str, int] = {}
@@ -51,7 +52,8 @@ class Progress:
         if self._verbose and event.output:
             self.say(event.output)
         elif not self._live and not self._verbose and (event.changed or failed):
-            self.say(f"{event.host}: {event.task}" + (f" {event.kind.upper()}" if failed else ""))
+            how = f" {event.kind.upper()}" if failed else " (not done, as this is a rehearsal)" if self._check else ""
+            self.say(f"{event.host}: {event.task}{how}")
 
     def _wait(self, event: Event) -> None:
         """Say what a task waits for, once in plain lines."""

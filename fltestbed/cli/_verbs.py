@@ -36,7 +36,7 @@ def play(
     line: Callable[[Event], str] = lambda event: "",
 ) -> RunResult:
     """Run a verb's playbook and show its progress; `line` may add a line of its own for an event."""
-    with Progress(verbose=options.verbose > 0) as progress:
+    with Progress(verbose=options.verbose > 0, check=options.check) as progress:
 
         def on_event(event: Event) -> None:
             progress(event)

@@ -31,7 +31,7 @@ import testbed_docker  # noqa: E402 an Ansible module_utils file, which is no pa
 
 BIN = Path(sys.executable).parent
 NAME = "benchmark"
-SUBNET = "172.28.9."
+SUBNET = "172.29.9."
 
 
 @dataclass

@@ -15,7 +15,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[2]
 FLTESTBED = Path(sys.executable).parent / "fltestbed"
 DEVICES = ("laptop", "pi-3", "pi-4")
-SUBNET = "172.28.7."
+SUBNET = "172.29.7."
 
 
 @dataclass

@@ -13,7 +13,7 @@ import pytest
 
 from .conftest import REPOSITORY, Lab
 
-SUBNET = "172.28.8."
+SUBNET = "172.29.8."
 HOSTS = ("server", "owned")
 INVENTORY = """
 testbed:
@@ -22,11 +22,11 @@ testbed:
   children:
     superlink:
       hosts:
-        server: {ansible_host: 172.28.8.10, virtual_device_cpus: 1.5, virtual_device_memory: 2g}
+        server: {ansible_host: 172.29.8.10, virtual_device_cpus: 1.5, virtual_device_memory: 2g}
     supernodes:
       hosts:
         owned:
-          ansible_host: 172.28.8.21
+          ansible_host: 172.29.8.21
           virtual_device_cpus: 1.0
           virtual_device_memory: 2g
           testbed_clients: [{cpus: 0.8, memory: 1g}]

@@ -135,7 +135,7 @@ def days_left(lab: Lab) -> dict[str, int]:
 def served(lab: Lab) -> str:
     """Return the certificate that the server shows to the devices."""
     ask = "import ssl, sys; print(ssl.get_server_certificate((sys.argv[1], 9092)))"
-    return lab.on("pi-3", "python3", "-c", ask, "172.28.7.10").strip()
+    return lab.on("pi-3", "python3", "-c", ask, "172.29.7.10").strip()
 
 
 def set_variables(lab: Lab, variables: dict[str, int]) -> None:

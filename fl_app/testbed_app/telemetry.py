@@ -50,7 +50,7 @@ class Recorder:
             "versions": {"python": platform.python_version(), "torch": torch.__version__}
             | {package: version(package) for package in ("flwr", "numpy")},
         }
-        self._exporter = Exporter(plan["clients"])
+        self._exporter = Exporter(plan["run"], plan["clients"])
         self.status("waiting")
 
     def status(self, status: str, reason: str | None = None) -> None:
@@ -94,7 +94,7 @@ class Exporter:
     Losses are cross entropies, accuracies go from 0 to 1, times are in seconds.
     """
 
-    def __init__(self, clients: list[Mapping[str, Any]]) -> None:
+    def __init__(self, run: str, clients: list[Mapping[str, Any]]) -> None:
         registry = CollectorRegistry()
         self._round = {
             key: Gauge(name, text, registry=registry)
@@ -117,6 +117,12 @@ class Exporter:
         self._failures = Counter(
             "fl_client_failures", "Rounds that the client failed in", _OF_CLIENT, registry=registry
         )
+        # The one series that names the run: with the name as a label of every figure, each run would add all of them anew.
+        Gauge("fl_run_info", "The run that is led now", ["run"], registry=registry).labels(run).set(1)
+        self._finished = Gauge(
+            "fl_round_finished_timestamp_seconds", "When the last round ended, or the run began", registry=registry
+        )
+        self._finished.set_to_current_time()
         for client in clients:
             self._failures.labels(client["device"], client["client"])
         port = int(os.environ.get("FLTESTBED_METRICS_PORT", _PORT))
@@ -139,6 +145,7 @@ class Exporter:
         """Show a round's row."""
         for key, gauge in self._round.items():
             gauge.set(row[key])
+        self._finished.set_to_current_time()
 
     def close(self) -> None:
         """Close the port."""

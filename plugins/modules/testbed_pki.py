@@ -13,8 +13,9 @@ description:
     can't be read is an error, never a reason to replace a key that hosts rely on.
 options:
   path:
-    description: Folder for C(ca.key), C(ca.crt), C(server.key), C(server.crt), C(superexec.secret) and
-      C(nodes/CLIENT[.pub]).
+    description: Folder for C(ca.key), C(ca.crt), C(server.key), C(server.crt), C(superexec.secret),
+      C(nodes/CLIENT[.pub]), C(exporters/HOST.key), C(exporters/HOST.crt), C(prometheus.key), C(prometheus.crt),
+      C(grafana.password) and C(prometheus.password).
     type: path
     required: true
   testbed:
@@ -31,6 +32,11 @@ options:
     type: list
     elements: str
     required: true
+  exporters:
+    description: Names and addresses by which Prometheus dials each host's exporters, by host. With any, Prometheus gets
+      a certificate, by which exporters know it.
+    type: dict
+    default: {}
 author: fltestbed authors
 """
 
@@ -135,17 +141,18 @@ def make_ca(testbed, key):
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def make_server(names, key, ca_key, ca):
-    builder = certificate("fltestbed server", key.public_key(), ca.subject, ca_key, SERVER_DAYS)
+def make_leaf(subject, use, names, key, ca_key, ca):
+    """Return a certificate for one use, of a server or a client, that holds the names."""
+    builder = certificate(subject, key.public_key(), ca.subject, ca_key, SERVER_DAYS)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(key_usage(digital_signature=True), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([use]), critical=False)
     builder = builder.add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
     return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
 def serves(path, names):
-    """Return whether the server's certificate has exactly these names and does not end soon."""
+    """Return whether a certificate has exactly these names and does not end soon."""
     if not path.exists():
         return False
     current = load_certificate(path)
@@ -154,7 +161,7 @@ def serves(path, names):
     return held == wanted and current.not_valid_after_utc - now() > datetime.timedelta(days=RENEW_DAYS)
 
 
-def make_all(folder, testbed, server_names, clients, dry):
+def make_all(folder, testbed, server_names, clients, exporters, dry):
     """Make what is missing; return the names of the files made."""
     made = []
 
@@ -172,18 +179,31 @@ def make_all(folder, testbed, server_names, clients, dry):
 
     ensure("ca.key", new_key, public="ca.crt")
     ensure("ca.crt", lambda: make_ca(testbed, load_key(folder / "ca.key")), 0o644)
-    ensure("server.key", new_key, public="server.crt")
-    ensure(
-        "server.crt",
-        lambda: make_server(
-            server_names,
-            load_key(folder / "server.key"),
-            load_key(folder / "ca.key"),
-            load_certificate(folder / "ca.crt"),
-        ),
-        0o644,
-        missing=not serves(folder / "server.crt", server_names),
-    )
+
+    def ensure_leaf(path, subject, use, names):
+        key, crt = f"{path}.key", f"{path}.crt"
+        ensure(key, new_key, public=crt)
+        ensure(
+            crt,
+            lambda: make_leaf(
+                subject,
+                use,
+                names,
+                load_key(folder / key),
+                load_key(folder / "ca.key"),
+                load_certificate(folder / "ca.crt"),
+            ),
+            0o644,
+            missing=not serves(folder / crt, names),
+        )
+
+    ensure_leaf("server", "fltestbed server", ExtendedKeyUsageOID.SERVER_AUTH, server_names)
+    for host, names in exporters.items():
+        ensure_leaf(f"exporters/{host}", f"fltestbed exporters of {host}", ExtendedKeyUsageOID.SERVER_AUTH, names)
+    if exporters:
+        ensure_leaf("prometheus", "fltestbed prometheus", ExtendedKeyUsageOID.CLIENT_AUTH, ["prometheus"])
+        for program in ("prometheus", "grafana"):
+            ensure(f"{program}.password", lambda: secrets.token_urlsafe(18).encode())
     ensure("superexec.secret", lambda: secrets.token_urlsafe(48).encode())
     for client in clients:
         ensure(
@@ -212,13 +232,19 @@ def main():
             "testbed": {"type": "str", "required": True},
             "server_names": {"type": "list", "elements": "str", "required": True},
             "clients": {"type": "list", "elements": "str", "required": True},
+            "exporters": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     folder = Path(module.params["path"])
     try:
         made = make_all(
-            folder, module.params["testbed"], module.params["server_names"], module.params["clients"], module.check_mode
+            folder,
+            module.params["testbed"],
+            module.params["server_names"],
+            module.params["clients"],
+            module.params["exporters"],
+            module.check_mode,
         )
     except (OSError, ValueError) as error:
         module.fail_json(

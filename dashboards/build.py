@@ -3,7 +3,6 @@
 `--check` writes nothing, and fails when a committed file is not what this code makes.
 """
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from grafana_foundation_sdk.models.common import (
     LegendPlacement,
     StackingMode,
     TooltipDisplayMode,
-    VizLegendOptions,
 )
 from grafana_foundation_sdk.models.prometheus import PromQueryFormat
 
@@ -25,6 +23,7 @@ FOLDER = Path(__file__).parents[1] / "roles/grafana/files/dashboards"
 SOURCE = models.DataSourceRef(type_val="prometheus", uid="prometheus")
 
 MONITORING = 'service=~"node-exporter|pi-firmware|cadvisor|cadvisor-proxy|prometheus|grafana"'
+REST = 'service!~"node-exporter|pi-firmware|cadvisor|cadvisor-proxy|prometheus|grafana"'
 OF_DEVICE = 'device=~"$device"'
 OF_CLIENT = 'device=~"$device",client=~"$client"'
 
@@ -36,8 +35,15 @@ def query(expression: str, legend: str) -> prometheus.Dataquery:
     return prometheus.Dataquery().expr(expression).legend_format(legend).datasource(SOURCE)
 
 
-def graph(title: str, unit: str, *queries: Query, description: str = "", least: float | None = 0, most: float | None = None,
-          stacked: bool = False, steps: bool = False) -> Any:  # fmt: skip
+def graph(
+    title: str,
+    unit: str,
+    *queries: Query,
+    description: str = "",
+    least: float | None = 0,
+    most: float | None = None,
+    stacked: bool = False,
+) -> Any:
     """Return a panel of lines over time; half a row wide."""
     panel = timeseries.Panel().title(title).description(description).unit(unit).datasource(SOURCE).span(12).height(8)
     panel.fill_opacity(30 if stacked else 5).tooltip(common.VizTooltipOptions().mode(TooltipDisplayMode.MULTI))
@@ -70,13 +76,17 @@ def states(title: str, *queries: Query, names: Sequence[tuple[str, str, str]], d
     return _with(panel, queries)
 
 
-def rows(title: str, *queries: Query, columns: Sequence[str], units: Sequence[str], key: str, description: str = "") -> Any:
+def rows(
+    title: str, *queries: Query, columns: Sequence[str], units: Sequence[str], key: str, description: str = ""
+) -> Any:
     """Return a table with a row for each value of the label `key` and a column a query."""
     panel = table.Panel().title(title).description(description).datasource(SOURCE).span(24).height(8)
     for index, (expression, _legend) in enumerate(queries):
         target = query(expression, "").instant().format(PromQueryFormat.TABLE).ref_id(chr(ord("A") + index))
         panel.with_target(target)
-    panel.with_transformation(models.DataTransformerConfig(id_val="joinByField", options={"byField": key, "mode": "outer"}))
+    panel.with_transformation(
+        models.DataTransformerConfig(id_val="joinByField", options={"byField": key, "mode": "outer"})
+    )
     keep = "|".join([key, *(f"Value #{chr(ord('A') + index)}" for index in range(len(queries)))])
     panel.with_transformation(
         models.DataTransformerConfig(id_val="filterFieldsByName", options={"include": {"pattern": f"^({keep})$"}})
@@ -122,13 +132,25 @@ EVENTS = (
     ("Run ends", "purple", "fl_run_info offset 15s unless fl_run_info", "{{run}}"),
     ("Round done", "green", "changes(fl_round[10s]) > 0", "round"),
     ("Client failed", "red", "increase(fl_client_failures_total[15s]) > 0", "{{client}}"),
-    ("Limit changed", "yellow", "changes(client:memory_limit:bytes[30s]) > 0 or changes(client:cpu_limit:cores[30s]) > 0", "{{client}}"),
-    ("Alert", "orange", 'ALERTS{alertstate="firing",severity!="info"} unless ALERTS offset 15s', "{{alertname}} {{device}}"),
-)  # fmt: skip
+    (
+        "Limit changed",
+        "yellow",
+        "changes(client:memory_limit:bytes[30s]) > 0 or changes(client:cpu_limit:cores[30s]) > 0",
+        "{{client}}",
+    ),
+    (
+        "Alert",
+        "orange",
+        'ALERTS{alertstate="firing",severity!="info"} unless ALERTS offset 15s',
+        "{{alertname}} {{device}}",
+    ),
+)
 
 
 def event(name: str, colour: str, expression: str, text: str) -> Any:
-    annotation = dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(colour).expr(expression)
+    annotation = (
+        dashboard.AnnotationQuery().name(name).datasource(SOURCE).enable(True).icon_color(colour).expr(expression)
+    )
     built = annotation.build()
     as_json = built.to_json
 
@@ -144,7 +166,13 @@ def event(name: str, colour: str, expression: str, text: str) -> Any:
     return Built()
 
 
-def page(uid: str, title: str, description: str, variables: Sequence[tuple[str, str, str]], parts: Sequence[tuple[str, Sequence[Any]]]) -> Any:  # fmt: skip
+def page(
+    uid: str,
+    title: str,
+    description: str,
+    variables: Sequence[tuple[str, str, str]],
+    parts: Sequence[tuple[str, Sequence[Any]]],
+) -> Any:
     builder = dashboard.Dashboard(title).uid(f"fltestbed-{uid}").description(description).tags(["fltestbed"])
     builder.time("now-30m", "now").refresh("10s").timezone("browser").tooltip(models.DashboardCursorSync.CROSSHAIR)
     builder.readonly()
@@ -153,9 +181,13 @@ def page(uid: str, title: str, description: str, variables: Sequence[tuple[str, 
     for each in EVENTS:
         builder.annotation(event(*each))
     builder.link(
-        dashboard.DashboardLink("Dashboards").type(models.DashboardLinkType.DASHBOARDS).tags(["fltestbed"]).as_dropdown(False)
-        .keep_time(True).include_vars(True)
-    )  # fmt: skip
+        dashboard.DashboardLink("Dashboards")
+        .type(models.DashboardLinkType.DASHBOARDS)
+        .tags(["fltestbed"])
+        .as_dropdown(False)
+        .keep_time(True)
+        .include_vars(True)
+    )
     for heading, panels in parts:
         builder.with_row(dashboard.Row(heading))
         for panel in panels:
@@ -165,150 +197,356 @@ def page(uid: str, title: str, description: str, variables: Sequence[tuple[str, 
 
 def federation() -> Any:
     return page(
-        "federation", "Federation", "What the run learns, how long its rounds take, and who trained when.", [],
+        "federation",
+        "Federation",
+        "What the run learns, how long its rounds take, and who trained when.",
+        [],
         [
-            ("Now", [
-                number("Run", "none", ("fl_run_info", "{{run}}")),
-                number("Round", "none", ("fl_round", "round")),
-                number("Accuracy", "percentunit", ("model_accuracy", "accuracy"), decimals=1),
-                number("Loss", "none", ("model_loss", "loss"), decimals=3),
-                number("Last round", "s", ("fl_round_duration_seconds", "last round")),
-                number("Since the last round", "s", ("time() - fl_round_finished_timestamp_seconds", "for")),
-            ]),
-            ("Learning", [
-                graph("Accuracy", "percentunit", ("model_accuracy", "global model"), ("fl_client_accuracy", "{{client}}"), most=1,
-                      description="The global model on the server's test set; each client's on its held-out part, after training."),
-                graph("Loss", "none", ("model_loss", "global model"), ("fl_client_loss", "{{client}}")),
-            ]),
-            ("Rounds", [
-                states("Who trained when", ("client:trains:bool", "{{client}}"), names=[("0", "waits", "#37415180"), ("1", "trains", "green")],
-                       description="A client trains when it uses more than a tenth of a core."),
-                graph("Round time", "s", ("fl_round_duration_seconds", "round"), ("fl_client_train_seconds", "training of {{client}}"),
-                      description="A round lasts as long as its slowest client, and the messages between."),
-                graph("Stragglers", "none", ("fl_client_train_seconds / on () group_left () quantile(0.5, fl_client_train_seconds)", "{{client}}"),
-                      description="Training time of each client's last round, by the median of all clients: 2 is twice as long."),
-                graph("Failures", "none", ("fl_client_failures_total", "{{client}}"), description="Rounds of this run that a client failed in."),
-                graph("Examples", "none", ("fl_client_examples", "{{client}}"), description="What each client trained on in its last round."),
-            ]),
+            (
+                "Now",
+                [
+                    number("Run", "none", ("fl_run_info", "{{run}}")),
+                    number("Round", "none", ("fl_round", "round")),
+                    number("Accuracy", "percentunit", ("model_accuracy", "accuracy"), decimals=1),
+                    number("Loss", "none", ("model_loss", "loss"), decimals=3),
+                    number("Last round", "s", ("fl_round_duration_seconds", "last round")),
+                    number("Since the last round", "s", ("time() - fl_round_finished_timestamp_seconds", "for")),
+                ],
+            ),
+            (
+                "Learning",
+                [
+                    graph(
+                        "Accuracy",
+                        "percentunit",
+                        ("model_accuracy", "global model"),
+                        ("fl_client_accuracy", "{{client}}"),
+                        most=1,
+                        description="The global model on the server's test set; a client's on its held-out part.",
+                    ),
+                    graph("Loss", "none", ("model_loss", "global model"), ("fl_client_loss", "{{client}}")),
+                ],
+            ),
+            (
+                "Rounds",
+                [
+                    states(
+                        "Who trained when",
+                        ("client:trains:bool", "{{client}}"),
+                        names=[("0", "waits", "#37415180"), ("1", "trains", "green")],
+                        description="A client trains when it uses more than a tenth of a core.",
+                    ),
+                    graph(
+                        "Round time",
+                        "s",
+                        ("fl_round_duration_seconds", "round"),
+                        ("fl_client_train_seconds", "training of {{client}}"),
+                        description="A round lasts as long as its slowest client, and the messages between.",
+                    ),
+                    graph(
+                        "Stragglers",
+                        "none",
+                        (
+                            "fl_client_train_seconds / on () group_left () quantile(0.5, fl_client_train_seconds)",
+                            "{{client}}",
+                        ),
+                        description="Training time of a client's last round, by the median of all: 2 is twice as long.",
+                    ),
+                    graph(
+                        "Failures",
+                        "none",
+                        ("fl_client_failures_total", "{{client}}"),
+                        description="Rounds of this run that a client failed in.",
+                    ),
+                    graph(
+                        "Examples",
+                        "none",
+                        ("fl_client_examples", "{{client}}"),
+                        description="What each client trained on in its last round.",
+                    ),
+                ],
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 def devices() -> Any:
     of = OF_DEVICE
     return page(
-        "devices", "Devices", "All devices at a glance, and those chosen above in detail.", [DEVICE],
+        "devices",
+        "Devices",
+        "All devices at a glance, and those chosen above in detail.",
+        [DEVICE],
         [
-            ("At a glance", [
-                states("Up", ("device:up:bool", "{{device}}"), names=[("0", "down", "red"), ("1", "up", "green")]),
-                rows("Devices",
-                     ("device:cpu_used:ratio", ""), ("device:memory_used:ratio", ""), ("device:disk_used:ratio", ""),
-                     ("device:temperature:celsius", ""), ("device:clock_ahead:seconds", ""),
-                     columns=["CPU", "Memory", "Disk", "Temperature", "Clock ahead"],
-                     units=["percentunit", "percentunit", "percentunit", "celsius", "s"], key="device"),
-            ]),
-            ("Load", [
-                graph("CPU used", "percentunit", (f"device:cpu_used:ratio{{{of}}}", "{{device}}"), most=1),
-                graph("Load", "none", (f"node_load1{{{of}}}", "{{device}}"), description="Processes that run or wait, mean of a minute."),
-                graph("Memory used", "percentunit", (f"device:memory_used:ratio{{{of}}}", "{{device}}"), most=1),
-                graph("Memory available", "bytes", (f"node_memory_MemAvailable_bytes{{{of}}}", "{{device}}")),
-                graph("Time lost to pressure", "percentunit",
-                      (f"rate(node_pressure_cpu_waiting_seconds_total{{{of}}}[1m])", "{{device}} CPU"),
-                      (f"rate(node_pressure_memory_waiting_seconds_total{{{of}}}[1m])", "{{device}} memory"),
-                      (f"rate(node_pressure_io_waiting_seconds_total{{{of}}}[1m])", "{{device}} disk"),
-                      description="Part of the time in which some process waited for what it lacked."),
-                graph("Processes killed for lack of memory", "none", (f"increase(node_vmstat_oom_kill{{{of}}}[1m])", "{{device}}")),
-            ]),
-            ("Network and disk", [
-                graph("Received", "Bps", (f"device:network_received:bytes_per_second{{{of}}}", "{{device}}")),
-                graph("Sent", "Bps", (f"device:network_sent:bytes_per_second{{{of}}}", "{{device}}")),
-                graph("Disk used", "percentunit", (f"device:disk_used:ratio{{{of}}}", "{{device}}"), most=1),
-                graph("Disk busy", "percentunit", (f"max by (device) (rate(node_disk_io_time_seconds_total{{{of}}}[1m]))", "{{device}}")),
-            ]),
-            ("Heat, frequency and energy", [
-                graph("Temperature", "celsius", (f"device:temperature:celsius{{{of}}}", "{{device}}"), least=None),
-                graph("CPU frequency", "hertz", (f"avg by (device) (node_cpu_scaling_frequency_hertz{{{of}}})", "{{device}}")),
-                graph("Firmware limits", "none", (f'rpi_firmware_flag{{{of},when="now"}}', "{{device}} {{flag}}"), most=1,
-                      description="What the firmware of a Raspberry Pi reports: under-voltage, lowered frequency, heat."),
-                graph("Power", "watt", (f"sum by (device) (rate(node_rapl_package_joules_total{{{of}}}[1m]))", "{{device}} CPU"),
-                      (f"node_hwmon_power_average_watt{{{of}}}", "{{device}} {{sensor}}")),
-                graph("Clock ahead of Prometheus", "s", (f"device:clock_ahead:seconds{{{of}}}", "{{device}}"), least=None,
-                      description="Flower refuses a device from 5 s ahead on."),
-            ]),
+            (
+                "At a glance",
+                [
+                    states("Up", ("device:up:bool", "{{device}}"), names=[("0", "down", "red"), ("1", "up", "green")]),
+                    rows(
+                        "Devices",
+                        ("device:cpu_used:ratio", ""),
+                        ("device:memory_used:ratio", ""),
+                        ("device:disk_used:ratio", ""),
+                        ("device:temperature:celsius", ""),
+                        ("device:clock_ahead:seconds", ""),
+                        columns=["CPU", "Memory", "Disk", "Temperature", "Clock ahead"],
+                        units=["percentunit", "percentunit", "percentunit", "celsius", "s"],
+                        key="device",
+                    ),
+                ],
+            ),
+            (
+                "Load",
+                [
+                    graph("CPU used", "percentunit", (f"device:cpu_used:ratio{{{of}}}", "{{device}}"), most=1),
+                    graph(
+                        "Load",
+                        "none",
+                        (f"node_load1{{{of}}}", "{{device}}"),
+                        description="Processes that run or wait, mean of a minute.",
+                    ),
+                    graph("Memory used", "percentunit", (f"device:memory_used:ratio{{{of}}}", "{{device}}"), most=1),
+                    graph("Memory available", "bytes", (f"node_memory_MemAvailable_bytes{{{of}}}", "{{device}}")),
+                    graph(
+                        "Time lost to pressure",
+                        "percentunit",
+                        (f"rate(node_pressure_cpu_waiting_seconds_total{{{of}}}[1m])", "{{device}} CPU"),
+                        (f"rate(node_pressure_memory_waiting_seconds_total{{{of}}}[1m])", "{{device}} memory"),
+                        (f"rate(node_pressure_io_waiting_seconds_total{{{of}}}[1m])", "{{device}} disk"),
+                        description="Part of the time in which some process waited for what it lacked.",
+                    ),
+                    graph(
+                        "Processes killed for lack of memory",
+                        "none",
+                        (f"increase(node_vmstat_oom_kill{{{of}}}[1m])", "{{device}}"),
+                    ),
+                ],
+            ),
+            (
+                "Network and disk",
+                [
+                    graph("Received", "Bps", (f"device:network_received:bytes_per_second{{{of}}}", "{{device}}")),
+                    graph("Sent", "Bps", (f"device:network_sent:bytes_per_second{{{of}}}", "{{device}}")),
+                    graph("Disk used", "percentunit", (f"device:disk_used:ratio{{{of}}}", "{{device}}"), most=1),
+                    graph(
+                        "Disk busy",
+                        "percentunit",
+                        (f"max by (device) (rate(node_disk_io_time_seconds_total{{{of}}}[1m]))", "{{device}}"),
+                    ),
+                ],
+            ),
+            (
+                "Heat, frequency and energy",
+                [
+                    graph("Temperature", "celsius", (f"device:temperature:celsius{{{of}}}", "{{device}}"), least=None),
+                    graph(
+                        "CPU frequency",
+                        "hertz",
+                        (f"avg by (device) (node_cpu_scaling_frequency_hertz{{{of}}})", "{{device}}"),
+                    ),
+                    graph(
+                        "Firmware limits",
+                        "none",
+                        (f'rpi_firmware_flag{{{of},when="now"}}', "{{device}} {{flag}}"),
+                        most=1,
+                        description="What a Raspberry Pi's firmware reports: under-voltage, lowered frequency, heat.",
+                    ),
+                    graph(
+                        "Power",
+                        "watt",
+                        (f"sum by (device) (rate(node_rapl_package_joules_total{{{of}}}[1m]))", "{{device}} CPU"),
+                        (f"node_hwmon_power_average_watt{{{of}}}", "{{device}} {{sensor}}"),
+                    ),
+                    graph(
+                        "Clock ahead of Prometheus",
+                        "s",
+                        (f"device:clock_ahead:seconds{{{of}}}", "{{device}}"),
+                        least=None,
+                        description="Flower refuses a device from 5 s ahead on.",
+                    ),
+                ],
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 def clients() -> Any:
     of = OF_CLIENT
+
+    def a_round(way: str) -> str:
+        counter = f'container_network_{way}_bytes_total{{{of},role="supernode"}}'
+        rounds = "(sum(changes(fl_round[5m])) > 0)"
+        return f"sum by (client) (increase({counter}[5m])) / on () group_left () {rounds}"
+
     return page(
-        "clients", "Clients", "What training takes of the limits that each client has, as cAdvisor sees it.", [DEVICE, CLIENT],
+        "clients",
+        "Clients",
+        "What training takes of the limits that each client has, as cAdvisor sees it.",
+        [DEVICE, CLIENT],
         [
-            ("CPU", [
-                graph("CPU used and quota", "none", (f"client:cpu_used:cores{{{of}}}", "{{client}} used"),
-                      (f"client:cpu_limit:cores{{{of}}}", "{{client}} quota"), description="In cores."),
-                graph("CPU used of the quota", "percentunit",
-                      (f"client:cpu_used:cores{{{of}}} / client:cpu_limit:cores{{{of}}}", "{{client}}")),
-                graph("Periods throttled", "percentunit", (f"client:cpu_throttled:ratio{{{of}}}", "{{client}}"), most=1,
-                      description="Part of the scheduler's periods in which the client had used up its quota."),
-                graph("Time throttled", "percentunit",
-                      (f'rate(container_cpu_cfs_throttled_seconds_total{{{of},role="client"}}[1m])', "{{client}}"),
-                      description="Seconds that its threads were held back in each second; several threads add up."),
-            ]),
-            ("Memory", [
-                graph("Memory used and limit", "bytes", (f"client:memory_used:bytes{{{of}}}", "{{client}} used"),
-                      (f"client:memory_limit:bytes{{{of}}}", "{{client}} limit")),
-                graph("Memory used of the limit", "percentunit",
-                      (f"client:memory_used:bytes{{{of}}} / client:memory_limit:bytes{{{of}}}", "{{client}}"), most=1),
-                graph("At the limit", "none", (f'increase(container_memory_failcnt{{{of},role="client"}}[1m])', "{{client}}"),
-                      description="How often the kernel had to make room, with cgroup v1."),
-                graph("Out of memory", "none", (f'increase(container_oom_events_total{{{of},role="client"}}[1m])', "{{client}}"),
-                      description="Kills, as an official cAdvisor counts them; Debian's does not."),
-            ]),
-            ("Network", [
-                graph("Received", "Bps", (f'rate(container_network_receive_bytes_total{{{of},role="supernode"}}[1m])', "{{client}} {{interface}}"),
-                      description="Of its SuperNode, which is what talks to the server."),
-                graph("Sent", "Bps", (f'rate(container_network_transmit_bytes_total{{{of},role="supernode"}}[1m])', "{{client}} {{interface}}")),
-                graph("Bytes a round", "bytes",
-                      (f'sum by (client) (increase(container_network_receive_bytes_total{{{of},role="supernode"}}[5m]))'
-                       " / on () group_left () (sum(changes(fl_round[5m])) > 0)", "{{client}} received"),
-                      (f'sum by (client) (increase(container_network_transmit_bytes_total{{{of},role="supernode"}}[5m]))'
-                       " / on () group_left () (sum(changes(fl_round[5m])) > 0)", "{{client}} sent"),
-                      description="Mean of the rounds that ended within the last 5 minutes."),
-            ]),
+            (
+                "CPU",
+                [
+                    graph(
+                        "CPU used and quota",
+                        "none",
+                        (f"client:cpu_used:cores{{{of}}}", "{{client}} used"),
+                        (f"client:cpu_limit:cores{{{of}}}", "{{client}} quota"),
+                        description="In cores.",
+                    ),
+                    graph(
+                        "CPU used of the quota",
+                        "percentunit",
+                        (f"client:cpu_used:cores{{{of}}} / client:cpu_limit:cores{{{of}}}", "{{client}}"),
+                    ),
+                    graph(
+                        "Periods throttled",
+                        "percentunit",
+                        (f"client:cpu_throttled:ratio{{{of}}}", "{{client}}"),
+                        most=1,
+                        description="Part of the scheduler's periods in which the client had used up its quota.",
+                    ),
+                    graph(
+                        "Time throttled",
+                        "percentunit",
+                        (f'rate(container_cpu_cfs_throttled_seconds_total{{{of},role="client"}}[1m])', "{{client}}"),
+                        description="Seconds that its threads were held back in each second; several threads add up.",
+                    ),
+                ],
+            ),
+            (
+                "Memory",
+                [
+                    graph(
+                        "Memory used and limit",
+                        "bytes",
+                        (f"client:memory_used:bytes{{{of}}}", "{{client}} used"),
+                        (f"client:memory_limit:bytes{{{of}}}", "{{client}} limit"),
+                    ),
+                    graph(
+                        "Memory used of the limit",
+                        "percentunit",
+                        (f"client:memory_used:bytes{{{of}}} / client:memory_limit:bytes{{{of}}}", "{{client}}"),
+                        most=1,
+                    ),
+                    graph(
+                        "At the limit",
+                        "none",
+                        (f'increase(container_memory_failcnt{{{of},role="client"}}[1m])', "{{client}}"),
+                        description="How often the kernel had to make room, with cgroup v1.",
+                    ),
+                    graph(
+                        "Out of memory",
+                        "none",
+                        (f'increase(container_oom_events_total{{{of},role="client"}}[1m])', "{{client}}"),
+                        description="Kills, as an official cAdvisor counts them; Debian's does not.",
+                    ),
+                ],
+            ),
+            (
+                "Network",
+                [
+                    graph(
+                        "Received",
+                        "Bps",
+                        (
+                            f'rate(container_network_receive_bytes_total{{{of},role="supernode"}}[1m])',
+                            "{{client}} {{interface}}",
+                        ),
+                        description="Of its SuperNode, which is what talks to the server.",
+                    ),
+                    graph(
+                        "Sent",
+                        "Bps",
+                        (
+                            f'rate(container_network_transmit_bytes_total{{{of},role="supernode"}}[1m])',
+                            "{{client}} {{interface}}",
+                        ),
+                    ),
+                    graph(
+                        "Bytes a round",
+                        "bytes",
+                        (a_round("receive"), "{{client}} received"),
+                        (a_round("transmit"), "{{client}} sent"),
+                        description="Mean of the rounds that ended within the last 5 minutes.",
+                    ),
+                ],
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 def cost() -> Any:
     return page(
-        "cost", "Testbed cost", "What watching and leading take of the devices.", [DEVICE],
+        "cost",
+        "Testbed cost",
+        "What watching and leading take of the devices.",
+        [DEVICE],
         [
-            ("Monitoring", [
-                rows("By device", (f"sum by (device) (service:cpu_used:cores{{{MONITORING}}})", ""),
-                     (f"sum by (device) (service:memory_used:bytes{{{MONITORING}}})", ""), ("sum by (device) (scrape_samples_scraped)", ""),
-                     columns=["CPU", "Memory", "Samples a scrape"], units=["percentunit", "bytes", "none"], key="device"),
-                graph("CPU", "percentunit", (f"service:cpu_used:cores{{{OF_DEVICE},{MONITORING}}}", "{{device}} {{service}}"), stacked=True,
-                      description="Of one core."),
-                graph("Memory", "bytes", (f"service:memory_used:bytes{{{OF_DEVICE},{MONITORING}}}", "{{device}} {{service}}"), stacked=True),
-                graph("Time of a scrape", "s", (f"scrape_duration_seconds{{{OF_DEVICE}}}", "{{device}} {{job}}")),
-                graph("Samples a scrape", "none", (f"scrape_samples_scraped{{{OF_DEVICE}}}", "{{device}} {{job}}")),
-                graph("Series in Prometheus", "none", ("prometheus_tsdb_head_series", "series")),
-                graph("History on disk", "bytes", ("prometheus_tsdb_storage_blocks_bytes + prometheus_tsdb_wal_storage_size_bytes", "history")),
-            ]),
-            ("Flower", [
-                graph("CPU of the rest", "percentunit", (f'service:cpu_used:cores{{{OF_DEVICE},service!~"client-.*|node-exporter|cadvisor.*|prometheus|grafana"}}', "{{device}} {{service}}"), stacked=True,
-                      description="SuperNodes, SuperLink, ServerApp and proxy, of one core."),
-                graph("Memory of the rest", "bytes", (f'service:memory_used:bytes{{{OF_DEVICE},service!~"client-.*|node-exporter|cadvisor.*|prometheus|grafana"}}', "{{device}} {{service}}"), stacked=True),
-            ]),
+            (
+                "Monitoring",
+                [
+                    rows(
+                        "By device",
+                        (f"sum by (device) (service:cpu_used:cores{{{MONITORING}}})", ""),
+                        (f"sum by (device) (service:memory_used:bytes{{{MONITORING}}})", ""),
+                        ("sum by (device) (scrape_samples_scraped)", ""),
+                        columns=["CPU", "Memory", "Samples a scrape"],
+                        units=["percentunit", "bytes", "none"],
+                        key="device",
+                    ),
+                    graph(
+                        "CPU",
+                        "percentunit",
+                        (f"service:cpu_used:cores{{{OF_DEVICE},{MONITORING}}}", "{{device}} {{service}}"),
+                        stacked=True,
+                        description="Of one core.",
+                    ),
+                    graph(
+                        "Memory",
+                        "bytes",
+                        (f"service:memory_used:bytes{{{OF_DEVICE},{MONITORING}}}", "{{device}} {{service}}"),
+                        stacked=True,
+                    ),
+                    graph("Time of a scrape", "s", (f"scrape_duration_seconds{{{OF_DEVICE}}}", "{{device}} {{job}}")),
+                    graph("Samples a scrape", "none", (f"scrape_samples_scraped{{{OF_DEVICE}}}", "{{device}} {{job}}")),
+                    graph("Series in Prometheus", "none", ("prometheus_tsdb_head_series", "series")),
+                    graph(
+                        "History on disk",
+                        "bytes",
+                        ("prometheus_tsdb_storage_blocks_bytes + prometheus_tsdb_wal_storage_size_bytes", "history"),
+                    ),
+                ],
+            ),
+            (
+                "Flower",
+                [
+                    graph(
+                        "CPU of the rest",
+                        "percentunit",
+                        (f"service:cpu_used:cores{{{OF_DEVICE},{REST}}}", "{{device}} {{service}}"),
+                        stacked=True,
+                        description="SuperNodes, SuperLink, ServerApp and proxy, of one core.",
+                    ),
+                    graph(
+                        "Memory of the rest",
+                        "bytes",
+                        (f"service:memory_used:bytes{{{OF_DEVICE},{REST}}}", "{{device}} {{service}}"),
+                        stacked=True,
+                    ),
+                ],
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 def built() -> dict[Path, str]:
     """Return every dashboard's JSON by its file."""
     pages = {"federation": federation(), "devices": devices(), "clients": clients(), "cost": cost()}
-    return {FOLDER / f"{name}.json": JSONEncoder(sort_keys=True, indent=1).encode(page) + "\n" for name, page in pages.items()}
+    return {
+        FOLDER / f"{name}.json": JSONEncoder(sort_keys=True, indent=1).encode(page) + "\n"
+        for name, page in pages.items()
+    }
 
 
 def main(check: bool) -> int:

@@ -49,6 +49,14 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Monitoring:
+    """Where Prometheus and Grafana run, and the ports of that host's own loopback address that they listen on."""
+
+    host: Host
+    ports: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Testbed:
     """An inventory folder that passed every check. `devices` are the hosts of group supernodes."""
 
@@ -57,11 +65,13 @@ class Testbed:
     server: Host
     devices: tuple[Host, ...]
     clients: tuple[Client, ...]
+    monitoring: Monitoring | None = None
 
     @property
     def hosts(self) -> tuple[Host, ...]:
-        """The server and the devices, each once."""
-        return (self.server, *(device for device in self.devices if device.name != self.server.name))
+        """The server, the host that monitors and the devices, each once."""
+        monitoring = [self.monitoring.host] if self.monitoring else []
+        return tuple({host.name: host for host in (self.server, *monitoring, *self.devices)}.values())
 
 
 class _ValueError(InventoryError):
@@ -85,12 +95,18 @@ def load(folder: Path) -> Testbed:
     if len(servers) != 1:
         what = f"has {len(servers)} hosts: {', '.join(servers)}" if servers else "is empty"
         raise InventoryError(f"{folder}: group superlink {what}", "put exactly one host, the server, in it")
+    watchers = groups.get("monitoring", [])
+    if len(watchers) > 1:
+        raise InventoryError(
+            f"{folder}: group monitoring has {len(watchers)} hosts: {', '.join(watchers)}",
+            "put one host in it, where Prometheus and Grafana run; or none, and nothing is monitored",
+        )
     if not devices:
         raise InventoryError(f"{folder}: group supernodes is empty", "put the devices that train in it")
 
     clients: list[Client] = []
     defaults = _shared_defaults()
-    for name in dict.fromkeys([*servers, *devices]):
+    for name in dict.fromkeys([*servers, *watchers, *devices]):
         _require_name(
             name, f"{folder}: host {name!r}", "name the host as one names a computer; its address goes in ansible_host"
         )
@@ -108,9 +124,16 @@ def load(folder: Path) -> Testbed:
 
     hosts = {
         name: Host(name, {key: variables[name][key] for key in _CONNECTION if key in variables[name]})
-        for name in {*servers, *devices}
+        for name in {*servers, *watchers, *devices}
     }
-    return Testbed(folder.name, folder, hosts[servers[0]], tuple(hosts[name] for name in devices), tuple(clients))
+    monitoring = None
+    for name in watchers:
+        known = defaults | variables[name]
+        ports = {program: known[f"testbed_{program}_port"] for program in ("prometheus", "grafana")}
+        monitoring = Monitoring(hosts[name], ports)
+    return Testbed(
+        folder.name, folder, hosts[servers[0]], tuple(hosts[name] for name in devices), tuple(clients), monitoring
+    )
 
 
 def resolve_clients(

@@ -11,6 +11,7 @@ from fltestbed.cli import lab
 from fltestbed.cli._render import explain
 from fltestbed.cli.down import down
 from fltestbed.cli.logs import logs
+from fltestbed.cli.open import open_
 from fltestbed.cli.run import run
 from fltestbed.cli.status import status
 from fltestbed.cli.stop import stop
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.add_typer(lab.app, name="lab")
 for command in (up, run, status, logs, stop, down):
     app.command()(command)
+app.command("open")(open_)
 
 
 def _print_version(wanted: bool) -> None:

@@ -96,7 +96,7 @@ def host_facts(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def exporter_names(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, list[str]]:
-    """Return the names by which Prometheus dials each host's exporters; its own host is `host.docker.internal` to it."""
+    """Return the names by which Prometheus dials each host's exporters: its own is `host.docker.internal` to it."""
     return {
         host: list(dict.fromkeys([host, str(hostvars[host].get("ansible_host", host)), "host.docker.internal"]))
         for host in hosts

@@ -94,7 +94,7 @@ def main():
                 write_layout(Path(module.params["archive"]), store, layout, module.params["image"])
             except (OSError, KeyError, ValueError, tarfile.TarError) as error:
                 module.fail_json(
-                    msg=f"{module.params['archive']} is not an archive of one image, as `docker save` writes it: {error}"
+                    msg=f"{module.params['archive']} is no archive of one image, as `docker save` writes it: {error}"
                 )
         else:
             scratch = Path(tempfile.mkdtemp(prefix=".image-", dir=store))

@@ -58,7 +58,7 @@ from ansible.module_utils.testbed_oci import OCI, add_blob, blob_folder, blob_pa
 
 
 def write_layer(archive, files, path):
-    """Write the files' layer as a tar at path. The same files make the same bytes. Raises ValueError if one is missing."""
+    """Write the files' layer as a tar at path; the same files make the same bytes. Raises ValueError if one lacks."""
     missing = set(files.values())
     with tarfile.open(archive) as source, tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as layer:
         for member in source:

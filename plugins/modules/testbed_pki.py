@@ -15,7 +15,7 @@ options:
   path:
     description: Folder for C(ca.key), C(ca.crt), C(server.key), C(server.crt), C(superexec.secret),
       C(nodes/CLIENT[.pub]), C(exporters/HOST.key), C(exporters/HOST.crt), C(prometheus.key), C(prometheus.crt),
-      C(grafana.password) and C(prometheus.password).
+      C(grafana.password) and C(prometheus.passwords).
     type: path
     required: true
   testbed:
@@ -202,8 +202,8 @@ def make_all(folder, testbed, server_names, clients, exporters, dry):
         ensure_leaf(f"exporters/{host}", f"fltestbed exporters of {host}", ExtendedKeyUsageOID.SERVER_AUTH, names)
     if exporters:
         ensure_leaf("prometheus", "fltestbed prometheus", ExtendedKeyUsageOID.CLIENT_AUTH, ["prometheus"])
-        for program in ("prometheus", "grafana"):
-            ensure(f"{program}.password", lambda: secrets.token_urlsafe(18).encode())
+        ensure("grafana.password", lambda: secrets.token_urlsafe(18).encode())
+        ensure("prometheus.passwords", lambda: f"fltestbed:{{PLAIN}}{secrets.token_urlsafe(18)}\n".encode())
     ensure("superexec.secret", lambda: secrets.token_urlsafe(48).encode())
     for client in clients:
         ensure(

@@ -66,9 +66,7 @@ def main():
             path.write_text(content)
             path.chmod(0o644)
         container = ["docker", "run", "--rm", "--network=none", f"--volume={folder}:/check:ro", "--workdir=/check"]
-        code, out, err = module.run_command(
-            [*container, f"--entrypoint={program}", module.params["image"], *arguments]
-        )
+        code, out, err = module.run_command([*container, f"--entrypoint={program}", module.params["image"], *arguments])
     if code:
         module.fail_json(msg=f"{program} refuses the files that would land in {root}; nothing was changed.\n{out}{err}")
     module.exit_json(changed=False, checked=True)

@@ -64,12 +64,16 @@ def dashboards() -> Iterator[tuple[str, dict[str, Any]]]:
 def test_every_alert_fires_when_it_must(promtool: Path, tmp_path: Path) -> None:
     for path in [*RULES.glob("*.yml"), CASES]:
         shutil.copy(path, tmp_path)
-    done = subprocess.run([promtool, "test", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [promtool, "test", "rules", "rules.yml"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, f"{done.stdout}{done.stderr}"
 
 
 def test_every_alert_has_a_case_in_which_it_fires_and_an_instruction() -> None:
-    cases = [case for test in yaml.safe_load(CASES.read_text(encoding="utf-8"))["tests"] for case in test["alert_rule_test"]]
+    cases = [
+        case for test in yaml.safe_load(CASES.read_text(encoding="utf-8"))["tests"] for case in test["alert_rule_test"]
+    ]
     assert {case["alertname"] for case in cases if case["exp_alerts"]} == set(alerts())
     for name, rule in alerts().items():
         assert {"summary", "action"} == set(rule["annotations"]), name

@@ -1,8 +1,8 @@
 """Measures what the exporters cost a host of a testbed: as they run there, and beside them with their own defaults.
 
-Runs on the host, as root, for about four minutes: `ssh HOST sudo python3 - < scripts/monitoring_cost.py`. A virtual device:
-`docker exec -i virtual-pi-4 python3 - < scripts/monitoring_cost.py`. CPU is in percent of one core, memory is what the
-exporter has for itself (RSS), both over two minutes with a scrape every 10 s.
+Runs on the host, as root, for five minutes: `ssh HOST sudo python3 - < scripts/monitoring_cost.py`, or on a virtual
+device `docker exec -i virtual-pi-4 python3 - < scripts/monitoring_cost.py`. CPU is in percent of one core, memory is
+what the exporter has for itself (RSS), both over two minutes with a scrape every 10 s.
 """
 
 import contextlib
@@ -65,14 +65,14 @@ def measure(containers: dict[str, str], ports: list[int]) -> dict[str, tuple[flo
 
 def main() -> None:
     running = docker("ps", "--filter=name=^fltestbed-", "--format={{.Names}}").split()
-    tuned = {name: each for name in UNTUNED for each in running if each.endswith(f"-{name}-1")}
-    proxies = {"cadvisor-proxy": each for each in running if each.endswith("-cadvisor-proxy-1")}
-    rows = {f"{name}, as deployed": figures for name, figures in measure(tuned | proxies, []).items()}
+    deployed = {name: each for name in (*UNTUNED, "cadvisor-proxy") for each in running if each.endswith(f"-{name}-1")}
+    rows = {f"{name}, as deployed": figures for name, figures in measure(deployed, []).items()}
     started = {}
     try:
-        for name, container in tuned.items():
-            options, arguments, _port = UNTUNED[name]
-            image = docker("inspect", "--format={{.Config.Image}}", container)
+        for name, (options, arguments, _port) in UNTUNED.items():
+            if name not in deployed:
+                continue
+            image = docker("inspect", "--format={{.Config.Image}}", deployed[name])
             started[name] = docker("run", "--detach", *options, image, *arguments)
         untuned = measure(started, [UNTUNED[name][2] for name in started])
     finally:

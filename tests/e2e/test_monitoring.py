@@ -140,11 +140,25 @@ def test_exporters_answer_nobody_but_prometheus(lab: Lab) -> None:
         assert "refused" in lab.on("pi-3", "bash", "-c", f"(exec 3<>/dev/tcp/{SUBNET}10/{port}) 2>&1", code=None), port
 
 
+def test_what_watches_can_change_nothing(lab: Lab) -> None:
+    for host in HOSTS:
+        for container in lab.on(host, "docker", "ps", "-q").split():
+            record = json.loads(lab.on(host, "docker", "inspect", container))[0]
+            name, settings = record["Name"].removeprefix(f"/{PROJECT}-").removesuffix("-1"), record["HostConfig"]
+            assert settings["CapDrop"] == ["ALL"], name
+            assert settings["CapAdd"] in ([["CAP_SYS_PTRACE"], ["SYS_PTRACE"]] if name == "cadvisor" else [None, []]), (
+                name
+            )
+            assert settings["ReadonlyRootfs"] and "no-new-privileges:true" in settings["SecurityOpt"], name
+            users = {"cadvisor": ("0:",), "node-exporter": ("0:", "10001:")}.get(name, ("10001:",))
+            assert record["Config"]["User"].startswith(users), name
+
+
 def test_prometheus_can_be_opened(lab: Lab) -> None:
     opened = lab.start("open", "prometheus")
     try:
         assert opened.stdout
-        address = opened.stdout.readline().strip()
+        address = next(line for line in opened.stdout if line.startswith("http")).strip()
         with urllib.request.urlopen(f"{address}/api/v1/labels", timeout=20) as answer:  # noqa: S310
             assert "device" in json.load(answer)["data"]
     finally:

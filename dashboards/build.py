@@ -430,10 +430,14 @@ def clients() -> Any:
                         most=1,
                     ),
                     graph(
-                        "At the limit",
-                        "none",
-                        (f'increase(container_memory_failcnt{{{of},role="client"}}[1m])', "{{client}}"),
-                        description="How often the kernel had to make room, with cgroup v1.",
+                        "Most memory used of the limit",
+                        "percentunit",
+                        (
+                            f'container_memory_max_usage_bytes{{{of},role="client"}}'
+                            f' / container_spec_memory_limit_bytes{{{of},role="client"}} < Inf',
+                            "{{client}}",
+                        ),
+                        description="Since the container was started. At 1 the kernel had to make room, or to kill.",
                     ),
                     graph(
                         "Out of memory",

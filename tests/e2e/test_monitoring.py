@@ -198,7 +198,7 @@ def test_a_client_out_of_memory_raises_the_alarm(lab: Lab, prometheus: Prometheu
     greedy = "x = []\nwhile True: x.append(b'x' * 2**24)"
     before = lab.started()[("pi-3", "client-pi-3")]
     # cAdvisor has to have looked at the client before and after.
-    wait_for("cAdvisor shows the client", lambda: prometheus.query('container_memory_failcnt{client="pi-3"}')[0])
+    wait_for("cAdvisor shows the client", lambda: prometheus.query('client:memory_limit:bytes{client="pi-3"}')[0])
     lab.on("pi-3", "docker", "exec", client, "python3", "-c", greedy, code=137)
     wait_for("the alert", lambda: ("ClientOutOfMemory", "pi-3") in prometheus.firing())
     assert lab.started()[("pi-3", "client-pi-3")] == before, "the container outlives what was killed in it"

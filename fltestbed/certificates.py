@@ -10,7 +10,7 @@ from fltestbed.errors import InventoryError
 RENEW_DAYS = 30
 """`up` renews a certificate that ends within this many days, unless `certificates_renew_days` says otherwise."""
 
-_FILES = {"authority": "ca.crt", "server": "server.crt"}
+_FILES = {"authority": ["ca.crt"], "server": ["server.crt"], "monitoring": ["prometheus.crt", "exporters/*.crt"]}
 
 
 class Certificate(NamedTuple):
@@ -26,16 +26,17 @@ class Certificate(NamedTuple):
 
 
 def certificates(pki: Path) -> list[Certificate]:
-    """Return the certificates that are there, of the authority and of the server.
+    """Return the certificates that are there: the authority's, the server's, and of monitoring's that which ends first.
 
     Raises ValueError for a file that is no certificate.
     """
     from cryptography import x509  # slow, and most commands do without
 
     found = []
-    for name, file in _FILES.items():
-        if (pki / file).exists():
-            ends = x509.load_pem_x509_certificate((pki / file).read_bytes()).not_valid_after_utc
+    for name, patterns in _FILES.items():
+        files = [file for pattern in patterns for file in pki.glob(pattern)]
+        if files:
+            ends = min(x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc for file in files)
             found.append(Certificate(name, ends, (ends - datetime.now(UTC)).days))
     return found
 
@@ -49,7 +50,8 @@ def due(pki: Path, renew_days: int = RENEW_DAYS) -> bool:
         found = certificates(pki)
     except ValueError:
         return True
-    return len(found) < len(_FILES) or any(each.days_left < renew_days for each in found)
+    missing = {"authority", "server"} - {each.name for each in found}
+    return bool(missing) or any(each.days_left < renew_days for each in found)
 
 
 def revoked(pki: Path) -> set[str]:

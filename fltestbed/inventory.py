@@ -25,6 +25,7 @@ SERVER_SERVICES = ("superlink", "serverapp", "proxy")
 Client = dict[str, Any]
 """One client: device, client (names), cpus (cores or None), memory (bytes or None), settings (training settings)."""
 
+_WATCHERS = ("prometheus", "grafana")
 _SETTINGS = ("batch_size", "learning_rate", "local_epochs", "data_fraction")
 CLIENT_KEYS = ("cpus", "memory", *_SETTINGS)
 _PROFILE_KEYS = (*CLIENT_KEYS, "source")
@@ -48,6 +49,14 @@ class Host:
 
 
 @dataclass(frozen=True)
+class Monitoring:
+    """Where Prometheus and Grafana run, and the ports of that host's own loopback address that they listen on."""
+
+    host: Host
+    ports: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class Testbed:
     """An inventory folder that passed every check. `devices` are the hosts of group supernodes."""
 
@@ -56,11 +65,13 @@ class Testbed:
     server: Host
     devices: tuple[Host, ...]
     clients: tuple[Client, ...]
+    monitoring: Monitoring | None = None
 
     @property
     def hosts(self) -> tuple[Host, ...]:
-        """The server and the devices, each once."""
-        return (self.server, *(device for device in self.devices if device.name != self.server.name))
+        """The server, the host that monitors and the devices, each once."""
+        monitoring = [self.monitoring.host] if self.monitoring else []
+        return tuple({host.name: host for host in (self.server, *monitoring, *self.devices)}.values())
 
 
 class _Problem(InventoryError):
@@ -85,6 +96,7 @@ def load(folder: Path) -> Testbed:
             Host(**kept["server"]),
             tuple(Host(**device) for device in kept["devices"]),
             tuple(kept["clients"]),
+            _monitoring(kept["monitoring"]),
         )
     found, testbed = _inspect(folder)
     errors = [finding for finding in found if finding.severity == "error"]
@@ -208,6 +220,10 @@ def client_services(client: str) -> tuple[str, str]:
     return f"supernode-{client}", f"client-{client}"
 
 
+def _monitoring(kept: Mapping[str, Any] | None) -> Monitoring | None:
+    return Monitoring(Host(**kept["host"]), kept["ports"]) if kept else None
+
+
 def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
     """Return what is wrong with a folder and, unless that is an error, its testbed, which is remembered then."""
     stamp = inventory_stamp.key(folder)
@@ -253,7 +269,11 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
         for name, host in hosts.items()
     }
     devices = tuple(made[name] for name in groups["supernodes"])
-    testbed = Testbed(folder.name, folder, made[groups["superlink"][0]], devices, tuple(clients))
+    monitoring = None
+    for name in groups.get("monitoring", []):
+        known = defaults | hosts[name]["variables"]
+        monitoring = Monitoring(made[name], {program: known[f"testbed_{program}_port"] for program in _WATCHERS})
+    testbed = Testbed(folder.name, folder, made[groups["superlink"][0]], devices, tuple(clients), monitoring)
     if stamp:
         inventory_stamp.remember(folder.name, stamp, asdict(testbed) | {"path": str(folder)})
     return found, testbed

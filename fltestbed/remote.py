@@ -4,7 +4,8 @@ import contextlib
 import getpass
 import shlex
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from fltestbed.inventory import Host
 
@@ -44,14 +45,29 @@ def command(host: Host, argv: Sequence[str], *, follow: bool = False, as_root: b
     wanted = [*["sudo", "-n"] * becomes, *argv]
     if is_local:
         return wanted
+    ssh = _ssh(connection)
+    remote = shlex.join(wanted)
+    if follow:
+        ssh.append("-tt")
+        remote = f"stty -opost && exec {remote}"
+    return [*ssh, "--", str(connection.get("ansible_host", host.name)), remote]
+
+
+def tunnel(host: Host, local_port: int, port: int) -> list[str] | None:
+    """Return the command that brings a port of the host's loopback address here; None where here is the host."""
+    if host.connection.get("ansible_connection") == "local":
+        return None
+    forward = f"127.0.0.1:{local_port}:127.0.0.1:{port}"
+    address = str(host.connection.get("ansible_host", host.name))
+    return [*_ssh(host.connection), "-o", "ExitOnForwardFailure=yes", "-N", "-L", forward, "--", address]
+
+
+def _ssh(connection: Mapping[str, Any]) -> list[str]:
+    """Return ssh with the options of the inventory's connection variables."""
     ssh = ["ssh", *shlex.split(str(connection.get("ansible_ssh_common_args", "")))]
     for option, value in _KEEP_ALIVE.items():
         ssh += ["-o", f"{option}={value}"]
     for flag, variable in (("-p", "ansible_port"), ("-l", "ansible_user"), ("-i", "ansible_ssh_private_key_file")):
         if variable in connection:
             ssh += [flag, str(connection[variable])]
-    remote = shlex.join(wanted)
-    if follow:
-        ssh.append("-tt")
-        remote = f"stty -opost && exec {remote}"
-    return [*ssh, "--", str(connection.get("ansible_host", host.name)), remote]
+    return ssh

@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import platform
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -50,7 +51,7 @@ class Recorder:
             "versions": {"python": platform.python_version(), "torch": torch.__version__}
             | {package: version(package) for package in ("flwr", "numpy")},
         }
-        self._exporter = Exporter(plan["clients"])
+        self._exporter = Exporter(plan["run"], plan["clients"])
         self.status("waiting")
 
     def status(self, status: str, reason: str | None = None) -> None:
@@ -76,7 +77,7 @@ class Recorder:
     def close(self, status: str, reason: str | None = None) -> None:
         """Write the last state and close the port of the metrics."""
         self.status(status, reason)
-        self._exporter.close()
+        self._exporter.close(linger=status == "finished")
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with (self._folder / name).open("a", encoding="utf-8") as file:
@@ -94,7 +95,7 @@ class Exporter:
     Losses are cross entropies, accuracies go from 0 to 1, times are in seconds.
     """
 
-    def __init__(self, clients: list[Mapping[str, Any]]) -> None:
+    def __init__(self, run: str, clients: list[Mapping[str, Any]]) -> None:
         registry = CollectorRegistry()
         self._round = {
             key: Gauge(name, text, registry=registry)
@@ -117,6 +118,12 @@ class Exporter:
         self._failures = Counter(
             "fl_client_failures", "Rounds that the client failed in", _OF_CLIENT, registry=registry
         )
+        # The one series that names the run: as a label of every figure, each run would add all of them anew.
+        Gauge("fl_run_info", "The run that is led now", ["run"], registry=registry).labels(run).set(1)
+        self._finished = Gauge(
+            "fl_round_finished_timestamp_seconds", "When the last round ended, or the run began", registry=registry
+        )
+        self._finished.set_to_current_time()
         for client in clients:
             self._failures.labels(client["device"], client["client"])
         port = int(os.environ.get("FLTESTBED_METRICS_PORT", _PORT))
@@ -139,10 +146,12 @@ class Exporter:
         """Show a round's row."""
         for key, gauge in self._round.items():
             gauge.set(row[key])
+        self._finished.set_to_current_time()
 
-    def close(self) -> None:
-        """Close the port."""
+    def close(self, *, linger: bool = False) -> None:
+        """Close the port, with `linger` after $FLTESTBED_METRICS_LINGER s, so that the last round is scraped."""
         if self._served:
+            time.sleep(float(os.environ.get("FLTESTBED_METRICS_LINGER", 0)) if linger else 0)
             server, thread = self._served
             server.shutdown()
             server.server_close()

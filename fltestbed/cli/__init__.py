@@ -16,6 +16,7 @@ from fltestbed.cli.check import check
 from fltestbed.cli.down import down
 from fltestbed.cli.init import init
 from fltestbed.cli.logs import logs
+from fltestbed.cli.open import open_
 from fltestbed.cli.plan import plan
 from fltestbed.cli.revoke import revoke
 from fltestbed.cli.run import run
@@ -37,6 +38,7 @@ app = typer.Typer(
 app.add_typer(lab.app, name="lab")
 for command in (init, check, plan, up, run, status, logs, stop, revoke, down):
     app.command()(command)
+app.command("open")(open_)
 
 
 def _print_version(wanted: bool) -> None:

@@ -68,7 +68,8 @@ class ActionModule(ActionBase):
             seen = {host: every[host] for host in (name, server)}
         layout = [[host, _clients(every[host].get("testbed_clients"))] for host in groups["supernodes"]]
         code = _contents([_CODE / "roles", _CODE / "plugins", _CODE / "playbooks" / "up.yml"])
-        return [code, seen, layout, [os.environ.get(key) for key in _ENVIRONMENT]]
+        monitored = groups.get("monitoring", [])
+        return [code, seen, layout, monitored, [os.environ.get(key) for key in _ENVIRONMENT]]
 
     def _variables(self, variables: Mapping[str, Any], host: str) -> dict[str, Any]:
         """Return what inventory and command line set on a host; of this host the values, of others the expressions."""

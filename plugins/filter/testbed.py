@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,64 @@ def app_lacks(wanted: Mapping[str, Any], image: Mapping[str, Any]) -> list[str]:
     return app.lacking(wanted["dependencies"], wanted["requires_python"], image)
 
 
+def exporter_names(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return the names by which Prometheus dials each host's exporters: its own is `host.docker.internal` to it."""
+    return {
+        host: list(dict.fromkeys([host, str(hostvars[host].get("ansible_host", host)), "host.docker.internal"]))
+        for host in hosts
+    }
+
+
+def scrape_targets(
+    hosts: list[str],
+    hostvars: Mapping[str, Any],
+    own_host: str,
+    port: int,
+    program: str,
+    cadvisor_cgroups: list[int],
+) -> list[dict[str, Any]]:
+    """Return the hosts that run an exporter as Prometheus' files of targets list them, each with its labels.
+
+    A host that could not be looked at stays a target of node_exporter: its silence is what an alert is for.
+    """
+    targets = []
+    for host in hosts:
+        variables = hostvars[host]
+        facts = variables.get("ansible_facts", {})
+        probe = facts.get("testbed_probe") or facts.get("testbed_kind", {})
+        if program == "cadvisor" and probe.get("cgroup", {}).get("version") not in cadvisor_cgroups:
+            continue
+        address = "host.docker.internal" if host == own_host else variables.get("ansible_host", host)
+        groups = [name for name in ("superlink", "monitoring", "supernodes") if name in variables["group_names"]]
+        labels = {
+            "device": host,
+            "profile": variables.get("testbed_profile") or "none",
+            "arch": probe.get("arch", "unknown"),
+            "group": ",".join(groups),
+        }
+        targets.append({"targets": [f"{address}:{port}"], "labels": labels})
+    return targets
+
+
+def program_images(recipes: Mapping[str, Any], base: Any, store: str, arch: str) -> dict[str, dict[str, str]]:
+    """Return each program's image: `ref`, whose tag is the hash of what it is made from, and `layout`, its folder.
+
+    `base` is what the images have in common. An archive is told from its successor by its size and time.
+    """
+    images = {}
+    for name, recipe in recipes.items():
+        made_from: list[Any] = [base, recipe]
+        if "archive" in recipe:
+            try:
+                status = Path(recipe["archive"]).stat()
+            except OSError as error:
+                raise AnsibleFilterError(f"the archive of {name} cannot be read: {error}") from error
+            made_from.append([status.st_size, status.st_mtime_ns])
+        tag = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:12]
+        images[name] = {"ref": f"fltestbed/{name}:{tag}", "layout": f"{store}/{name}-{tag}-{arch}"}
+    return images
+
+
 class FilterModule:
     """What Ansible loads."""
 
@@ -140,9 +200,12 @@ class FilterModule:
             "dict_of": dict_of,
             "host_facts": host_facts,
             "items_of": items_of,
+            "scrape_targets": scrape_targets,
             "shards_of": shards_of,
             "hyphenated": hyphenated,
             "app_files": app_files,
             "app_lacks": app_lacks,
+            "exporter_names": exporter_names,
+            "program_images": program_images,
             "run_plan": run_plan,
         }

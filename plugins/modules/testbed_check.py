@@ -52,6 +52,11 @@ options:
     type: list
     elements: int
     default: []
+  bind:
+    description: Further ports that this host's monitoring will use.
+    type: list
+    elements: int
+    default: []
   address:
     description: The name or address by which this host dials the server.
     type: str
@@ -393,10 +398,11 @@ def check_ports(host):
         if container["State"] == "running"
         for port in container["Ports"]
     }
-    for port in host.params["serve"]:
+    own = [container["Id"] for container in containers() if in_project(container, host)]
+    for port in host.params["serve"] + host.params["bind"]:
         container = published.get(port)
         if container:
-            if container["Labels"].get("com.docker.compose.project") == host.params["project"]:
+            if in_project(container, host):
                 continue
             name = container["Names"][0].lstrip("/")
             yield error(
@@ -405,16 +411,31 @@ def check_ports(host):
             )
         elif port in listened:
             pid = socket_holder(listened[port])
+            if runs_in(pid, own):  # in the host's network, so that nothing is published
+                continue
             if is_listener(pid):  # of a check that did not come to its end
                 os.kill(pid, signal.SIGKILL)
-                host.unserved.append(port)
+                host.unserved += [port] if port in host.params["serve"] else []
                 continue
             yield error(
                 f"port {port}/tcp is held by {process(pid)}",
                 f"stop it (systemctl status {pid or ''} says what started it), or choose another port in the inventory",
             )
-        else:
+        elif port in host.params["serve"]:
             host.unserved.append(port)
+
+
+def in_project(container, host):
+    return container["Labels"].get("com.docker.compose.project") == host.params["project"]
+
+
+def runs_in(pid, container_ids):
+    """Return whether a process is one of these containers'."""
+    try:
+        text = (Path("/proc") / str(pid) / "cgroup").read_text()
+    except OSError:
+        return False
+    return any(container_id in text for container_id in container_ids)
 
 
 def check_docker(host):
@@ -691,6 +712,7 @@ def main():
             "disk_mb": {"type": "dict", "required": True},
             "docker_repository": {"type": "bool", "default": False},
             "serve": {"type": "list", "elements": "int", "default": []},
+            "bind": {"type": "list", "elements": "int", "default": []},
             "address": {"type": "str", "default": ""},
             "reach": {"type": "list", "elements": "int", "default": []},
             "wait": {"type": "int", "default": 120},

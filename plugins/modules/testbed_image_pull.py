@@ -38,6 +38,7 @@ digest:
   type: str
 """
 
+import os
 import re
 import time
 from urllib.parse import quote
@@ -57,9 +58,11 @@ def record(reference):
 
 def pull(module, reference):
     """Pull an image; return what the engine said where it failed, else an empty text. A registry may stumble once."""
+    arch = module.params["arch"]
+    foreign = [] if arch == os.uname().machine else [f"--platform=linux/{ARCHITECTURES.get(arch, arch)}"]
     for attempt in range(ATTEMPTS):
         time.sleep(5 * attempt)
-        code, out, err = module.run_command(["docker", "pull", "--quiet", reference])
+        code, out, err = module.run_command(["docker", "pull", "--quiet", *foreign, reference])
         said = "" if code == 0 else f"{out}{err}".strip()
         if not said or UNKNOWN.search(said):
             break

@@ -15,8 +15,9 @@ description:
   - A client that the file C(revoked) names gets no key, and is an error.
 options:
   path:
-    description: Folder for C(ca.key), C(ca.crt), C(server.key), C(server.crt), C(superexec.secret) and
-      C(nodes/CLIENT[.pub]).
+    description: Folder for C(ca.key), C(ca.crt), C(server.key), C(server.crt), C(superexec.secret),
+      C(nodes/CLIENT[.pub]), C(exporters/HOST.key), C(exporters/HOST.crt), C(prometheus.key), C(prometheus.crt),
+      C(grafana.password) and C(prometheus.passwords).
     type: path
     required: true
   testbed:
@@ -33,12 +34,17 @@ options:
     type: list
     elements: str
     required: true
+  exporters:
+    description: Names and addresses by which Prometheus dials each host's exporters, by host. With any, Prometheus gets
+      a certificate, by which exporters know it.
+    type: dict
+    default: {}
   ca_days:
     description: Days that the authority's certificate is valid.
     type: int
     default: 3650
   server_days:
-    description: Days that the server's certificate is valid; it never outlasts the authority's.
+    description: Days that the other certificates are valid; they never outlast the authority's.
     type: int
     default: 825
   renew_days:
@@ -145,12 +151,13 @@ def make_ca(testbed, key, days):
     return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
 
-def make_server(names, key, ca_key, ca, days):
+def make_leaf(subject, use, names, key, ca_key, ca, days):
+    """Return a certificate for one use, of a server or a client, that holds the names."""
     ends = min(now() + datetime.timedelta(days=days), ca.not_valid_after_utc)
-    builder = certificate("fltestbed server", key.public_key(), ca.subject, ca_key, ends)
+    builder = certificate(subject, key.public_key(), ca.subject, ca_key, ends)
     builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
     builder = builder.add_extension(key_usage(digital_signature=True), critical=True)
-    builder = builder.add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+    builder = builder.add_extension(x509.ExtendedKeyUsage([use]), critical=False)
     builder = builder.add_extension(x509.SubjectAlternativeName([general_name(name) for name in names]), critical=False)
     return builder.sign(ca_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
 
@@ -161,7 +168,7 @@ def lasts(path, days):
 
 
 def serves(path, names):
-    """Return whether the server's certificate has exactly these names."""
+    """Return whether a certificate has exactly these names."""
     held = load_certificate(path).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     return set(held) == {general_name(name) for name in names}
 
@@ -207,21 +214,33 @@ def make_all(folder, params, dry):
         0o644,
         missing=not lasts(folder / "ca.crt", renew_days),
     )
-    ensure("server.key", new_key, public="server.crt")
-    ensure(
-        "server.crt",
-        lambda: make_server(
-            params["server_names"],
-            load_key(folder / "server.key"),
-            load_key(folder / "ca.key"),
-            load_certificate(folder / "ca.crt"),
-            params["server_days"],
-        ),
-        0o644,
-        missing=not (
-            lasts(folder / "server.crt", renew_days) and serves(folder / "server.crt", params["server_names"])
-        ),
-    )
+
+    def ensure_leaf(path, subject, use, names):
+        key, crt = f"{path}.key", f"{path}.crt"
+        ensure(key, new_key, public=crt)
+        ensure(
+            crt,
+            lambda: make_leaf(
+                subject,
+                use,
+                names,
+                load_key(folder / key),
+                load_key(folder / "ca.key"),
+                load_certificate(folder / "ca.crt"),
+                params["server_days"],
+            ),
+            0o644,
+            missing=not (lasts(folder / crt, renew_days) and serves(folder / crt, names)),
+        )
+
+    ensure_leaf("server", "fltestbed server", ExtendedKeyUsageOID.SERVER_AUTH, params["server_names"])
+    exporters = params["exporters"]
+    for host, names in exporters.items():
+        ensure_leaf(f"exporters/{host}", f"fltestbed exporters of {host}", ExtendedKeyUsageOID.SERVER_AUTH, names)
+    if exporters:
+        ensure_leaf("prometheus", "fltestbed prometheus", ExtendedKeyUsageOID.CLIENT_AUTH, ["prometheus"])
+        ensure("grafana.password", lambda: secrets.token_urlsafe(18).encode())
+        ensure("prometheus.passwords", lambda: f"fltestbed:{{PLAIN}}{secrets.token_urlsafe(18)}\n".encode())
     ensure("superexec.secret", lambda: secrets.token_urlsafe(48).encode())
     for client in params["clients"]:
         ensure(
@@ -250,6 +269,7 @@ def main():
             "testbed": {"type": "str", "required": True},
             "server_names": {"type": "list", "elements": "str", "required": True},
             "clients": {"type": "list", "elements": "str", "required": True},
+            "exporters": {"type": "dict", "default": {}},
             "ca_days": {"type": "int", "default": 3650},
             "server_days": {"type": "int", "default": 825},
             "renew_days": {"type": "int", "default": 30},

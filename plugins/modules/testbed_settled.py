@@ -40,6 +40,10 @@ author: fltestbed authors
 """
 
 RETURN = r"""
+known:
+  description: Whether a whole deployment has ended here before.
+  returned: always
+  type: bool
 settled:
   description: Whether nothing differs.
   returned: always
@@ -54,14 +58,20 @@ changed_services:
   returned: always
   type: list
   elements: str
+ansible_facts:
+  description: C(testbed_kind), the host's C(arch) and C(cgroup), as M(testbed_probe) returns them.
+  returned: always
+  type: dict
 """
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testbed_docker import EngineUnreachable, containers, inspect
+from ansible.module_utils.testbed_host import cgroup
 
 RECORD = ".fltestbed-settled.json"
 # What runs and their data change below the testbed's folder.
@@ -167,23 +177,24 @@ def main():
         supports_check_mode=True,
     )
     record = Path(module.params["root"]) / RECORD
+    # As testbed_probe says it, for those who need it of a host that is left alone.
+    result = {"changed": False, "ansible_facts": {"testbed_kind": {"arch": os.uname().machine, "cgroup": cgroup()}}}
+    result |= {"known": record.exists(), "settled": False, "differences": [], "changed_services": []}
     try:
         left = json.loads(record.read_text()) if record.exists() else None
         now = observe(module) if left or module.params["state"] == "recorded" else None
     except EngineUnreachable as error:
-        module.exit_json(changed=False, settled=False, differences=[str(error)], changed_services=[])
+        module.exit_json(**result | {"differences": [str(error)]})
     except (OSError, ValueError) as error:
-        module.exit_json(changed=False, settled=False, differences=[f"{record.parent}: {error}"], changed_services=[])
+        module.exit_json(**result | {"differences": [f"{record.parent}: {error}"]})
     if module.params["state"] == "recorded":
         if not module.check_mode:
             write(record, now)
-        module.exit_json(changed=False, settled=True, differences=[], changed_services=[])
+        module.exit_json(**result | {"settled": True})
     said = differences(left, now) if left else ["no whole deployment has ended here yet"]
     module.exit_json(
-        changed=False,
-        settled=not said,
-        differences=said,
-        changed_services=changed_services(left, now) if left else [],
+        **result
+        | {"settled": not said, "differences": said, "changed_services": changed_services(left, now) if left else []}
     )
 
 

@@ -78,7 +78,7 @@ def test_a_second_up_changes_nothing(lab: Lab) -> None:
 
 def test_clients_have_no_privileges(lab: Lab) -> None:
     for device in DEVICES:
-        for container in lab.on(device, "docker", "ps", "-q").split():
+        for container in lab.on(device, "docker", "ps", "-q", "--filter", "label=fltestbed.client").split():
             record = json.loads(lab.on(device, "docker", "inspect", container))[0]
             assert record["Config"]["User"] == "10001:10001"
             assert record["HostConfig"]["CapDrop"] == ["ALL"]

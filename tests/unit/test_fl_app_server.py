@@ -343,7 +343,7 @@ def test_a_stopped_run_says_so(folder: Path) -> None:
 
 def test_the_metrics_are_served(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lead(LocalGrid())
-    exporter = Exporter([{"device": "pi-1", "client": "pi-1"}])
+    exporter = Exporter("20260101-a", [{"device": "pi-1", "client": "pi-1"}])
     try:
         exporter.round(rows(folder, "rounds")[1])
         exporter.client(rows(folder, "clients")[0])

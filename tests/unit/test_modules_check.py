@@ -28,6 +28,7 @@ def host(**params: Any) -> Any:
         "disk_mb": PLENTY,
         "docker_repository": False,
         "serve": [],
+        "bind": [],
         "address": "",
         "reach": [],
         "wait": 0,

@@ -12,6 +12,7 @@ import pytest
 from ansible_modules import load, run
 
 archive = load("modules", "testbed_image_archive")
+oci = load("module_utils", "testbed_oci")
 
 CONFIG = {"architecture": "arm64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": []}}
 
@@ -29,7 +30,7 @@ def layer(size: int, name: str) -> bytes:
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[Path, list[bytes]]:
     """Write an image of two layers; the first is larger than what one gzip member takes."""
-    layers = [layer(archive.CHUNK + 12345, "usr/lib/large"), layer(100, "etc/small")]
+    layers = [layer(oci.CHUNK + 12345, "usr/lib/large"), layer(100, "etc/small")]
     files = {
         "config.json": json.dumps(CONFIG).encode(),
         "one/layer.tar": layers[0],

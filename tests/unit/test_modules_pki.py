@@ -203,3 +203,26 @@ def test_an_unreadable_key_is_an_error(tmp_path: Path) -> None:
     make(tmp_path)
     (tmp_path / "ca.key").chmod(0)
     assert make(tmp_path, server_names=["other"])["failed"]
+
+
+def test_exporters_know_prometheus_by_its_certificate_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "pki"
+    make(folder, exporters={"pi-1": ["pi-1", "192.0.2.21"]})
+
+    def holds(name: str, purpose: str, *arguments: str) -> bool:
+        checked = ["-purpose", purpose, "-CAfile", folder / "ca.crt", *arguments, folder / f"{name}.crt"]
+        return openssl("verify", "-x509_strict", *checked).strip().endswith("OK")
+
+    assert holds("prometheus", "sslclient") and not holds("prometheus", "sslserver")
+    assert holds("exporters/pi-1", "sslserver", "-verify_ip", "192.0.2.21")
+    assert not holds("exporters/pi-1", "sslclient") and not holds("server", "sslclient")
+    user, _, password = (folder / "prometheus.passwords").read_text().strip().partition(":{PLAIN}")
+    assert user == "fltestbed" and len(password) >= 24
+    before = contents(folder)
+    assert not make(folder, exporters={"pi-1": ["pi-1", "192.0.2.21"]})["changed"]
+    assert set(make(folder, exporters={"pi-1": ["pi-1"], "pi-2": ["pi-2"]})["made"]) == {
+        "exporters/pi-1.crt",
+        "exporters/pi-2.key",
+        "exporters/pi-2.crt",
+    }
+    assert contents(folder)["exporters/pi-1.key"] == before["exporters/pi-1.key"]

@@ -160,3 +160,55 @@ def test_every_client_has_a_log_of_both_its_containers() -> None:
     assert filters["client_logs"]([{"client": "pi-1"}]) == [
         {"name": "client-pi-1", "services": ["supernode-pi-1", "client-pi-1"]}
     ]
+
+
+def watched(*groups: str, cgroup: int = 1, **variables: Any) -> dict[str, Any]:
+    probe = {"arch": "aarch64", "cgroup": {"version": cgroup}}
+    return {"group_names": ["testbed", *groups], "ansible_facts": {"testbed_probe": probe}} | variables
+
+
+def test_targets_come_from_the_inventory() -> None:
+    hosts = {
+        "server": watched("superlink", "monitoring", ansible_host="192.0.2.10"),
+        "pi-1": watched("supernodes", ansible_host="192.0.2.21", testbed_profile="rpi4"),
+        "pi-2": watched("supernodes", cgroup=2),
+        "gone": {"group_names": ["supernodes"], "ansible_host": "192.0.2.23"},
+    }
+    nodes = filters["scrape_targets"](list(hosts), hosts, "server", 9100, "node_exporter", [1])
+    assert {target["labels"]["device"]: target["targets"] for target in nodes} == {
+        "server": ["host.docker.internal:9100"],
+        "pi-1": ["192.0.2.21:9100"],
+        "pi-2": ["pi-2:9100"],
+        "gone": ["192.0.2.23:9100"],
+    }
+    labels = {target["labels"]["device"]: target["labels"] for target in nodes}
+    assert labels["server"]["group"] == "superlink,monitoring"
+    assert labels["pi-1"] == {"device": "pi-1", "profile": "rpi4", "arch": "aarch64", "group": "supernodes"}
+    assert labels["gone"]["arch"] == "unknown", "its silence is what an alert is for"
+    containers = filters["scrape_targets"](list(hosts), hosts, "server", 8080, "cadvisor", [1])
+    assert [target["labels"]["device"] for target in containers] == ["server", "pi-1"]
+
+
+def test_an_exporters_certificate_has_every_name_that_is_dialled() -> None:
+    hosts = {"pi-1": {"ansible_host": "192.0.2.21"}, "pi-2": {}}
+    assert filters["exporter_names"](list(hosts), hosts) == {
+        "pi-1": ["pi-1", "192.0.2.21", "host.docker.internal"],
+        "pi-2": ["pi-2", "host.docker.internal"],
+    }
+
+
+def test_an_image_is_named_after_what_it_is_made_from(tmp_path: Path) -> None:
+    archive = tmp_path / "grafana.tar"
+    archive.write_text("one")
+    recipes: dict[str, Any] = {"prometheus": {"suite": "trixie"}, "grafana": {"archive": str(archive)}}
+    first = filters["program_images"](recipes, "base", "/store", "aarch64")
+    assert first["prometheus"]["ref"].startswith("fltestbed/prometheus:")
+    tag = first["prometheus"]["ref"].partition(":")[2]
+    assert first["prometheus"]["layout"] == f"/store/prometheus-{tag}-aarch64"
+    assert filters["program_images"](recipes, "base", "/store", "aarch64") == first
+    assert filters["program_images"](recipes, "other", "/store", "aarch64")["prometheus"] != first["prometheus"]
+    archive.write_text("another")
+    assert filters["program_images"](recipes, "base", "/store", "aarch64")["grafana"] != first["grafana"]
+    archive.unlink()
+    with pytest.raises(AnsibleFilterError, match="archive of grafana cannot be read"):
+        filters["program_images"](recipes, "base", "/store", "aarch64")

@@ -188,10 +188,9 @@ def _write_inputs(private: Path, extra_vars: Mapping[str, Any]) -> None:
 
 def _environment(prepared: Mapping[str, str]) -> dict[str, str]:
     """Return what Ansible needs of the environment that the runner prepared, which holds all of the user's."""
-    own = {
-        name: prepared[name]
-        for name in ("ANSIBLE_CALLBACK_PLUGINS", "ANSIBLE_STDOUT_CALLBACK", "AWX_ISOLATED_DATA_DIR")
-    }
+    own = {name: prepared[name] for name in ("ANSIBLE_STDOUT_CALLBACK", "AWX_ISOLATED_DATA_DIR")}
+    folders = [str(content_dir() / "plugins" / "callback"), prepared["ANSIBLE_CALLBACK_PLUGINS"]]
+    own["ANSIBLE_CALLBACK_PLUGINS"] = os.pathsep.join(folders)
     return ansible_environment() | own | {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_CALLBACK_RESULT_FORMAT": "yaml"}
 
 

@@ -75,7 +75,7 @@ from ansible.module_utils.testbed_host import cgroup
 
 RECORD = ".fltestbed-settled.json"
 # What runs and their data change below the testbed's folder.
-NOT_STATE = {"app", "data", "runs", "state", "submitted", "test", RECORD}
+NOT_STATE = {"app", "data", "grafana-state", "history", "runs", "state", "submitted", "test", "textfile", RECORD}
 HASHED_BYTES = 2**20
 LIMITS = ("NanoCpus", "CpuQuota", "CpuPeriod", "Memory", "MemorySwap")
 

@@ -1,4 +1,4 @@
-"""Loads all filters and tests once, before Ansible forks a process for each task and host, as each would load them anew."""
+"""Loads all filters and tests once, before Ansible forks a process for each task and host, which would do it anew."""
 
 from __future__ import annotations
 

@@ -138,6 +138,17 @@ def exporter_names(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, l
     }
 
 
+def unseen(hosts: list[str], hostvars: Mapping[str, Any]) -> list[str]:
+    """Return the hosts that could not be looked at."""
+    return [host for host in hosts if not _kind(hostvars[host])]
+
+
+def _kind(variables: Mapping[str, Any]) -> Mapping[str, Any]:
+    facts = variables.get("ansible_facts", {})
+    kind: Mapping[str, Any] = facts.get("testbed_probe") or facts.get("testbed_kind", {})
+    return kind
+
+
 def scrape_targets(
     hosts: list[str],
     hostvars: Mapping[str, Any],
@@ -153,8 +164,7 @@ def scrape_targets(
     targets = []
     for host in hosts:
         variables = hostvars[host]
-        facts = variables.get("ansible_facts", {})
-        probe = facts.get("testbed_probe") or facts.get("testbed_kind", {})
+        probe = _kind(variables)
         if program == "cadvisor" and probe.get("cgroup", {}).get("version") not in cadvisor_cgroups:
             continue
         address = "host.docker.internal" if host == own_host else variables.get("ansible_host", host)
@@ -202,6 +212,7 @@ class FilterModule:
             "items_of": items_of,
             "scrape_targets": scrape_targets,
             "shards_of": shards_of,
+            "unseen": unseen,
             "hyphenated": hyphenated,
             "app_files": app_files,
             "app_lacks": app_lacks,

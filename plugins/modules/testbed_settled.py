@@ -40,10 +40,6 @@ author: fltestbed authors
 """
 
 RETURN = r"""
-known:
-  description: Whether a whole deployment has ended here before.
-  returned: always
-  type: bool
 settled:
   description: Whether nothing differs.
   returned: always
@@ -179,7 +175,7 @@ def main():
     record = Path(module.params["root"]) / RECORD
     # As testbed_probe says it, for those who need it of a host that is left alone.
     result = {"changed": False, "ansible_facts": {"testbed_kind": {"arch": os.uname().machine, "cgroup": cgroup()}}}
-    result |= {"known": record.exists(), "settled": False, "differences": [], "changed_services": []}
+    result |= {"settled": False, "differences": [], "changed_services": []}
     try:
         left = json.loads(record.read_text()) if record.exists() else None
         now = observe(module) if left or module.params["state"] == "recorded" else None

@@ -185,6 +185,11 @@ def test_targets_come_from_the_inventory() -> None:
     assert labels["server"]["group"] == "superlink,monitoring"
     assert labels["pi-1"] == {"device": "pi-1", "profile": "rpi4", "arch": "aarch64", "group": "supernodes"}
     assert labels["gone"]["arch"] == "unknown", "its silence is what an alert is for"
+    assert filters["unseen"](list(hosts), hosts) == ["gone"]
+    hosts["gone"]["ansible_facts"] = {"testbed_kind": {"arch": "armv7l", "cgroup": {"version": 1}}}
+    left_alone = filters["scrape_targets"](["gone"], hosts, "server", 9100, "node_exporter", [1])
+    assert left_alone[0]["labels"]["arch"] == "armv7l"
+    del hosts["gone"]["ansible_facts"]
     containers = filters["scrape_targets"](list(hosts), hosts, "server", 8080, "cadvisor", [1])
     assert [target["labels"]["device"] for target in containers] == ["server", "pi-1"]
 

@@ -42,6 +42,7 @@ def test_what_was_written_is_read(folder: Path) -> None:
         (LABELS, gzip.compress(idx(np.zeros(99))), "100 images, but 99 labels"),
         (LABELS, gzip.compress(idx(np.full(100, 10))), "the label 10"),
     ],
+    ids=["plain", "cut", "short", "size", "dimensions", "empty", "fewer", "label"],
 )
 def test_a_damaged_file_is_named(folder: Path, name: str, content: bytes, said: str) -> None:
     (folder / name).write_bytes(content)

@@ -93,5 +93,6 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
         **{name.replace("_", "-"): value for name, value in asdict(settings).items()},
         "threads": threads,
         "peak-memory-mb": limits.peak_memory_mb(),
+        "app-seconds": limits.process_seconds(),
     }
     return RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(figures)})

@@ -16,6 +16,9 @@ from fltestbed.inventory import Host, Testbed
 from fltestbed.paths import content_dir
 from fltestbed.remote import command
 
+ROOT = "/opt/fltestbed"
+"""Where a host has its testbeds' folders."""
+
 ENDED = ("finished", "failed", "stopped")
 _ANSWER = 20.0  # s that the server host gets for its first answer
 _AGAIN = 5.0  # s until a connection that broke is tried anew
@@ -137,7 +140,7 @@ def watch(testbed: Testbed, interval: float) -> Generator[View, None, None]:
     news = threading.Condition()
     project = f"fltestbed-{testbed.name}"
     hosts = {host.name: host for host in (testbed.server, *testbed.devices)}
-    runs = {testbed.server.name: f"/opt/fltestbed/{testbed.name}/runs"}
+    runs = {testbed.server.name: f"{ROOT}/{testbed.name}/runs"}
     channels = {
         name: _Channel(host, [project, runs.get(name, ""), str(interval)], news) for name, host in hosts.items()
     }

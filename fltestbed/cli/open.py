@@ -9,7 +9,6 @@ import typer
 from fltestbed.cli._options import DEFAULT_INVENTORY, Inventory
 from fltestbed.errors import InventoryError
 from fltestbed.inventory import load
-from fltestbed.monitoring import opened, unreachable
 from fltestbed.paths import find_inventory, state_dir
 
 
@@ -28,6 +27,8 @@ def open_(
 
     The address to open, and Grafana's user and password, are printed.
     """
+    from fltestbed.monitoring import opened, unreachable
+
     testbed = load(find_inventory(inventory))
     if not testbed.monitoring:
         raise InventoryError(f"{testbed.path}: no host is in group monitoring", "put the host in it that is to monitor")

@@ -3,13 +3,13 @@
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fltestbed.cli._options import DEFAULT_INVENTORY, Inventory
-from fltestbed.cli._render import cell
+from fltestbed.cli._render import cell, table
 from fltestbed.errors import RunFailed
 from fltestbed.inventory import load
 from fltestbed.paths import find_inventory
@@ -62,50 +62,44 @@ def _draw(views: Iterator[View]) -> View | None:
 
 def picture(view: View, height: int | None) -> "Group":
     """Return the view as rich draws it, in `height` lines; None: in as many as it takes."""
-    from rich import box
     from rich.console import Group
-    from rich.table import Table
     from rich.text import Text
 
     record = view.record
-    rounds = f"round {record['round']}/{record['rounds']}  " if record["rounds"] else ""
-    head = Text.assemble((view.run, "bold"), f"  {rounds}", (record["status"], "bold"))
-    if record["reason"]:
-        head.append(f": {record['reason']}")
-    parts: list[Text | Table] = [head]
-    last = view.rounds[-_ROUNDS:]
-    if last:
-        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for name in ("round", "accuracy", "loss", "seconds", "ok", "failed"):
-            table.add_column(name, justify="right")
-        for row in last:
-            keys = ("round", "server_accuracy", "server_loss", "seconds", "clients_ok", "clients_failed")
-            table.add_row(*(cell("", row[key]) for key in keys))
-        parts.append(table)
-    room = None if height is None else max(1, height - 1 - (len(last) + 3 if last else 0) - 4)
+    rounds = f"  round {record['round']}/{record['rounds']}" if record["rounds"] else ""
+    reason = f": {record['reason']}" if record["reason"] else ""
+    parts = [Text.assemble((view.run, "bold"), rounds, "  ", (record["status"], "bold"), reason), Text()]
+    if last := view.rounds[-_ROUNDS:]:
+        parts += [*map(Text, table([_round(row) for row in last]).splitlines()), Text()]
+    room = None if height is None else max(1, height - len(parts) - 3)
     shown, hidden = fitting(view.clients, room)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("client", "state"):
-        table.add_column(name, no_wrap=True)
-    for name in ("CPU, cores", "memory, MiB", "last round, s", "training, s"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("failure", overflow="ellipsis", no_wrap=True)
-    for client in shown:
-        table.add_row(
-            client.name,
-            Text(client.state, _STYLES.get(client.state, "")),
-            _against(client.cpu, client.cpus, "{:.2f}"),
-            _against(_mib(client.memory), _mib(client.memory_limit), "{:.0f}"),
-            "-" if client.seconds is None else f"{client.seconds:.1f}",
-            cell("", client.row["train_seconds"]) if client.row else "-",
-            (client.row["failure"] or "") if client.row else "",
-        )
-    parts.append(table)
+    head, *rows = table([_row(client) for client in shown]).splitlines()
+    parts.append(Text(head))
+    parts += [Text(row, _STYLES.get(client.state, "")) for row, client in zip(rows, shown, strict=True)]
     if hidden:
         counts = Counter(client.state for client in hidden)
         more = ", ".join(f"{counts[state]} {state}" for state in _URGENT if counts[state])
         parts.append(Text(f"… and {len(hidden)} more: {more}", "dim"))
+    for part in parts:
+        part.no_wrap, part.overflow = True, "ellipsis"
     return Group(*parts)
+
+
+def _round(row: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"accuracy": "server_accuracy", "loss": "server_loss", "seconds": "seconds"}
+    counts = {"ok": "clients_ok", "failed": "clients_failed"}
+    return {"round": row["round"]} | {name: row[key] for name, key in (names | counts).items()}
+
+
+def _row(client: Client) -> dict[str, str | float | None]:
+    return {
+        "client": client.name,
+        "state": client.state,
+        "CPU, cores": _against(client.cpu, client.cpus, "{:.2f}"),
+        "memory, MiB": _against(_mib(client.memory), _mib(client.memory_limit), "{:.0f}"),
+        "last round, s": client.seconds,
+        "failure": client.row["failure"] if client.row else None,
+    }
 
 
 def fitting(clients: list[Client], room: int | None) -> tuple[list[Client], list[Client]]:

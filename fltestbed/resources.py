@@ -43,6 +43,13 @@ COLUMNS = {
 _MIB = 2**20
 _STAMPED = re.compile(r"(\S+)-\d+ +\| (\d{4}-\S+Z) ?(.*)")  # service, time and text of a line of `docker compose logs`
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_SAID = {
+    "receiving": "Receiving: ",
+    "received": "Received successfully",
+    "sending": "Sending: ",
+    "sent": "Sent successfully",
+}
+"""What SuperNode says at each of a message's moments."""
 _ROUND = re.compile(r"\[RUN (\d+), ROUND (\d+)\]")
 
 
@@ -63,30 +70,66 @@ MACHINES = {
 """By profile. The figures' sources are in docs/explanation-resources.md."""
 
 
+@dataclass
+class Moments:
+    """When what happened to a message, in Unix s by the device's own clock; None for what its log does not tell."""
+
+    receiving: float | None = None
+    received: float | None = None
+    sending: float | None = None
+    sent: float | None = None
+
+    @property
+    def download(self) -> float | None:
+        return _less(self.received, self.receiving)
+
+    @property
+    def upload(self) -> float | None:
+        return _less(self.sent, self.sending)
+
+
+@dataclass(frozen=True)
+class _Run:
+    rows: Sequence[Mapping[str, Any]]
+    moments: Mapping[str, Mapping[int, Moments]]
+    series: Series
+
+
 def join(folder: Path, series: Series | None) -> list[dict[str, Any]]:
     """Return a row of COLUMNS for each row of a run's clients.jsonl. What is not known is None."""
     rows = _read(folder / "clients.jsonl")
-    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    transfers = {
-        client: read_transfers(folder / "logs" / f"client-{client}.log", client, str(run.get("flwr_run_id")))
+    record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    moments = {
+        client: read_moments(folder / "logs" / f"client-{client}.log", client, str(record.get("flwr_run_id")))
         for client in {row["client"] for row in rows}
     }
+    run = _Run(rows, moments, series) if series else None
     joined = []
     for row in rows:
-        download, upload = transfers[row["client"]].get(row["round"], (None, None))
-        wall = _unix(row["end"]) - _unix(row["start"])
-        parts = (download, row.get("app_seconds"), upload)
-        known = [part for part in parts if part is not None]
         figures: dict[str, Any] = dict.fromkeys(COLUMNS)
         figures |= {key: row[key] for key in ("run", "device", "client", "round", "start", "end")}
-        figures |= dict(zip(("download_seconds", "training_seconds", "upload_seconds"), parts, strict=True))
-        figures["waiting_seconds"] = max(0.0, wall - sum(known)) if len(known) == len(parts) else None
+        figures |= _times(row, moments[row["client"]].get(row["round"], Moments()))
         figures["memory_peak_bytes"] = row["peak_memory_mb"] * _MIB if row["peak_memory_mb"] else None
         figures["oom_killed"] = None if row["failure"] else False
-        if series:
-            figures |= _hardware(row, series, rows)
+        if run:
+            figures |= _hardware(row, run)
         joined.append(figures)
     return joined
+
+
+def _times(row: Mapping[str, Any], moments: Moments) -> dict[str, float | None]:
+    """Return the parts of a row's time."""
+    start, training = row.get("app_start"), None
+    if start is not None and moments.received is not None:
+        training = row["app_seconds"] - max(0.0, moments.received - start)  # it may start while the model comes in
+    parts = {
+        "download_seconds": moments.download,
+        "training_seconds": training,
+        "upload_seconds": moments.upload,
+    }
+    known = [part for part in parts.values() if part is not None]
+    wall = _unix(row["end"]) - _unix(row["start"])
+    return parts | {"waiting_seconds": max(0.0, wall - sum(known)) if len(known) == len(parts) else None}
 
 
 def save(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
@@ -98,63 +141,56 @@ def save(rows: Sequence[Mapping[str, Any]], folder: Path) -> None:
     frame.to_csv(folder / "resources.csv", index=False, float_format="%.6g")
 
 
-def read_transfers(log: Path, client: str, flwr_run: str) -> dict[int, tuple[float | None, float | None]]:
-    """Return by round how long a client's SuperNode took to get the model, and to hand in the reply, in s.
-
-    Its log tells, by the device's own clock. None is for what the log does not tell.
-    """
-    begun: dict[str, tuple[int, datetime]] = {}
-    took: dict[tuple[str, int], float] = {}
+def read_moments(log: Path, client: str, flwr_run: str) -> dict[int, Moments]:
+    """Return by round when its message came and went, as the log of a client and its SuperNode tells."""
+    found: dict[int, Moments] = {}
     current: int | None = None
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []:
         match = _STAMPED.match(_ESCAPES.sub("", line))
         if not match or match[1] != f"supernode-{client}":
             continue
-        text = match[3]
-        at = datetime.fromisoformat(f"{match[2][:26].rstrip('Z')}+00:00")
-        if head := _ROUND.search(text):
+        if head := _ROUND.search(match[3]):
             current = int(head[2]) if head[1] == flwr_run else None
-        for way, begins, ends in (
-            ("download", "Receiving: ", "Received successfully"),
-            ("upload", "Sending: ", "Sent successfully"),
-        ):
-            if begins in text and current is not None:
-                begun[way] = current, at
-            elif ends in text and way in begun:
-                number, since = begun.pop(way)
-                took[way, number] = (at - since).total_seconds()
-    return {number: (took.get(("download", number)), took.get(("upload", number))) for _way, number in took}
+        for moment, said in _SAID.items():
+            if said in match[3] and current is not None:
+                at = datetime.fromisoformat(f"{match[2][:26].rstrip('Z')}+00:00").timestamp()
+                setattr(found.setdefault(current, Moments()), moment, at)
+    return found
 
 
-def _hardware(row: Mapping[str, Any], series: Series, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _hardware(row: Mapping[str, Any], run: _Run) -> dict[str, Any]:
     """Return what Prometheus knows of a client between the start and the end of a row."""
-    device, client = row["device"], row["client"]
+    device, client, series = row["device"], row["client"], run.series
     start, end = _window(row, series)
 
-    def counted(metric: str, of: str = client) -> float | None:
-        return grown(*series.get(metric, device, of), start, end, 3 * series.step)
+    def spent(metric: str, times: Sequence[tuple[float | None, float | None]]) -> float | None:
+        """Return the growth of a counter that grows within times by the device's clock, and hardly else."""
+        ahead = series.clock_ahead(device)
+        busy = [(begun - ahead, ended - ahead) for begun, ended in times if begun is not None and ended is not None]
+        return grown(*series.get(metric, device, client), start, end, 3 * series.step, busy)
 
     def gauged(metric: str, of: str = client) -> Floats:
         return within(*series.get(metric, device, of), start, end)
 
+    moments = run.moments[client].values()
+    computing = [
+        (other["app_start"], other["app_start"] + other["app_seconds"])
+        for other in run.rows
+        if other["client"] == client and other.get("app_start") is not None
+    ]
     oom_killed = _oom_killed(row, series)
     memory, temperature = gauged("client:memory_used:bytes"), gauged("device:temperature:celsius", "")
     peaks = [*memory, *([row["peak_memory_mb"] * _MIB] if row["peak_memory_mb"] else [])]
     if oom_killed:
         peaks += [*gauged("client:memory_max:bytes")]
-    energy, source, error = _energy(row, series, rows)
+    energy, source, error = _energy(row, run)
     return {
-        "cpu_seconds": counted("client:cpu:seconds_total"),
-        "throttled_seconds": counted("client:cpu_throttled:seconds_total"),
+        "cpu_seconds": spent("client:cpu:seconds_total", computing),
+        "throttled_seconds": spent("client:cpu_throttled:seconds_total", computing),
         "memory_mean_bytes": float(memory.mean()) if len(memory) else None,
         "memory_peak_bytes": float(max(peaks)) if peaks else None,
-        # The SuperNode talks to the server and to its own client, which talks to nobody else.
-        "received_bytes": _less(
-            counted("supernode:network_received:bytes_total"), counted("client:network_sent:bytes_total")
-        ),
-        "sent_bytes": _less(
-            counted("supernode:network_sent:bytes_total"), counted("client:network_received:bytes_total")
-        ),
+        "received_bytes": spent("client:network_received:bytes_total", [(m.receiving, m.received) for m in moments]),
+        "sent_bytes": spent("client:network_sent:bytes_total", [(m.sending, m.sent) for m in moments]),
         "temperature_celsius": float(temperature.max()) if len(temperature) else None,
         "energy_joules": energy,
         "energy_source": source,
@@ -164,7 +200,7 @@ def _hardware(row: Mapping[str, Any], series: Series, rows: Sequence[Mapping[str
 
 
 def _less(whole: float | None, part: float | None) -> float | None:
-    return None if whole is None or part is None else max(0.0, whole - part)
+    return None if whole is None or part is None else whole - part
 
 
 def _window(row: Mapping[str, Any], series: Series) -> tuple[float, float]:
@@ -195,14 +231,12 @@ def _oom_killed(row: Mapping[str, Any], series: Series) -> bool | None:
     return bool(killed and reached.max() >= 0.99 * limits[-1])
 
 
-def _energy(
-    row: Mapping[str, Any], series: Series, rows: Sequence[Mapping[str, Any]]
-) -> tuple[float | None, str | None, float | None]:
+def _energy(row: Mapping[str, Any], run: _Run) -> tuple[float | None, str | None, float | None]:
     """Return the energy in J that a client's device drew meanwhile, where the figure is from, and its error.
 
     Where several clients share a device, a client's part is that of the CPU time that they all used.
     """
-    device = row["device"]
+    device, series = row["device"], run.series
     start, end = _window(row, series)
     machine = _machine(device, series)
     used = series.get("device:cpu_used:ratio", device)
@@ -216,7 +250,7 @@ def _energy(
         sources.append(("model", _counter((used[0], power)), machine.error))
     for source, counter, error in sources:
         joules = grown(*counter, start, end, 3 * series.step)
-        share = _share(row, series, rows)
+        share = _share(row, run)
         if joules is not None and share is not None:
             return joules * share, source, error
     return None, None, None
@@ -233,9 +267,10 @@ def _machine(device: str, series: Series) -> Machine | None:
     return machine if machine and machine.arch == arch else None
 
 
-def _share(row: Mapping[str, Any], series: Series, rows: Sequence[Mapping[str, Any]]) -> float | None:
+def _share(row: Mapping[str, Any], run: _Run) -> float | None:
     """Return a client's part, 0 to 1, of what its device's clients computed; None where that is not known."""
-    clients = {other["client"] for other in rows if other["device"] == row["device"]}
+    series = run.series
+    clients = {other["client"] for other in run.rows if other["device"] == row["device"]}
     if len(clients) == 1:
         return 1.0
     start, end = _window(row, series)

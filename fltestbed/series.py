@@ -5,7 +5,7 @@ Import it where it is used: numpy takes a tenth of a second, pyarrow more.
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -18,6 +18,7 @@ from fltestbed.monitoring import Prometheus
 Floats = NDArray[np.float64]
 
 _MONITORING = "node-exporter|pi-firmware|cadvisor|cadvisor-proxy|prometheus|grafana"
+_IDLE = 0.01  # how fast a counter grows outside the times when it is known to, against within them
 _SETTLE = 3  # scrapes after which a silent exporter is not waited for any more
 
 
@@ -63,8 +64,8 @@ class Series:
         return float(np.median(values)) if len(values) else 0.0
 
 
-def _of(role: str, name: str) -> str:
-    return f'container_{name}{{role="{role}"}}'
+def _of(role: str, name: str, more: str = "") -> str:
+    return f'container_{name}{{role="{role}"{more}}}'
 
 
 _RAW = {
@@ -73,12 +74,11 @@ _RAW = {
     "client:memory_used:bytes": _of("client", "memory_working_set_bytes"),
     "client:memory_max:bytes": _of("client", "memory_max_usage_bytes"),
     "client:oom_kills:total": _of("client", "oom_events_total"),
-    "client:network_received:bytes_total": _of("client", "network_receive_bytes_total"),
-    "client:network_sent:bytes_total": _of("client", "network_transmit_bytes_total"),
+    # SuperNode's way to the server is its first network, by the networks' names in the compose file.
+    "client:network_received:bytes_total": _of("supernode", "network_receive_bytes_total", ',interface="eth0"'),
+    "client:network_sent:bytes_total": _of("supernode", "network_transmit_bytes_total", ',interface="eth0"'),
     "supernode:cpu:seconds_total": _of("supernode", "cpu_usage_seconds_total"),
     "supernode:memory_used:bytes": _of("supernode", "memory_working_set_bytes"),
-    "supernode:network_received:bytes_total": _of("supernode", "network_receive_bytes_total"),
-    "supernode:network_sent:bytes_total": _of("supernode", "network_transmit_bytes_total"),
     "device:oom_kills:total": "node_vmstat_oom_kill",
     "device:energy_rapl:joules_total": "node_rapl_package_joules_total",
 } | {
@@ -191,16 +191,28 @@ def save(series: Series, file: Path) -> None:
     pq.write_table(pa.table(columns), file, compression="zstd")
 
 
-def grown(times: Floats, values: Floats, start: float, end: float, tolerance: float) -> float | None:
-    """Return by how much a counter grew from `start` to `end`, between samples along a straight line.
+def grown(
+    times: Floats,
+    values: Floats,
+    start: float,
+    end: float,
+    tolerance: float,
+    busy: Sequence[tuple[float, float]] = (),
+) -> float | None:
+    """Return by how much a counter grew from `start` to `end`; one that began anew counts from 0.
 
-    None where a sample is missing within `tolerance` s of either. A counter that began anew counts from 0.
+    Between two samples it grows evenly; where times of `busy` (from, to) lie between them, nearly all in those. None
+    where a sample is missing within `tolerance` s of either end.
     """
     if not len(times) or times[0] > start + tolerance or times[-1] < end - tolerance:
         return None
     steps = np.diff(values)
     total = np.concatenate([[0.0], np.cumsum(np.where(steps < 0, values[1:], steps))])
-    before, after = np.interp([start, end], times, total)
+
+    def warped(at: Floats) -> Floats:
+        return at * _IDLE + sum((np.clip(at, first, last) - first for first, last in busy), np.zeros(len(at)))
+
+    before, after = np.interp(warped(np.array([start, end])), warped(times), total)
     return float(after - before)
 
 

@@ -16,9 +16,6 @@ from fltestbed.inventory import Host, Testbed
 from fltestbed.paths import content_dir
 from fltestbed.remote import command
 
-ROOT = "/opt/fltestbed"
-"""Where a host has its testbeds' folders."""
-
 ENDED = ("finished", "failed", "stopped")
 _ANSWER = 20.0  # s that the server host gets for its first answer
 _AGAIN = 5.0  # s until a connection that broke is tried anew
@@ -30,7 +27,7 @@ class Client:
 
     name: str
     device: str
-    state: str = "unreachable"
+    state: str = "unknown"
     cpu: float | None = None
     cpus: float | None = None
     memory: int | None = None
@@ -72,7 +69,8 @@ class _Channel:
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
         self.seen: list[dict[str, Any]] = []
-        self.alive = False
+        self.alive: bool | None = None
+        """Whether the host answers; None until that is known."""
         self._thread = threading.Thread(target=self._read, daemon=True)
         self._thread.start()
 
@@ -140,7 +138,7 @@ def watch(testbed: Testbed, interval: float) -> Generator[View, None, None]:
     news = threading.Condition()
     project = f"fltestbed-{testbed.name}"
     hosts = {host.name: host for host in (testbed.server, *testbed.devices)}
-    runs = {testbed.server.name: f"{ROOT}/{testbed.name}/runs"}
+    runs = {testbed.server.name: f"{testbed.root}/runs"}
     channels = {
         name: _Channel(host, [project, runs.get(name, ""), str(interval)], news) for name, host in hosts.items()
     }
@@ -150,7 +148,7 @@ def watch(testbed: Testbed, interval: float) -> Generator[View, None, None]:
         while True:
             with news:
                 seen = {name: channel.take() for name, channel in channels.items()}
-                alive = {name for name, channel in channels.items() if channel.alive}
+                alive = {name: channel.alive for name, channel in channels.items()}
             for name, looks in seen.items():
                 for look in looks:
                     _learn(state, look, is_server=name == testbed.server.name)
@@ -193,14 +191,16 @@ def _learn(state: _State, look: Mapping[str, Any], *, is_server: bool) -> None:
         state.used[name] = used
 
 
-def _view(testbed: Testbed, state: _State, alive: set[str]) -> View:
+def _view(testbed: Testbed, state: _State, alive: Mapping[str, bool | None]) -> View:
     clients = []
     current = state.record["round"] + 1
     for each in testbed.clients:
         name, row = each["client"], state.rows.get(each["client"])
         client = Client(name, each["device"], cpus=each["cpus"], memory_limit=each["memory"], row=row)
         used = state.used.get(name)
-        if each["device"] in alive:
+        if alive[each["device"]] is False:
+            client.state = "unreachable"
+        elif alive[each["device"]]:
             client.state = "stopped"
             if used:
                 client.cpu, client.memory = state.cpu.get(name), used["memory"]

@@ -39,6 +39,7 @@ FIGURES = {  # of a client's row, by their names in its reply
     "data_fraction": "data-fraction",
     "threads": "threads",
     "peak_memory_mb": "peak-memory-mb",
+    "app_start": "app-start",
     "app_seconds": "app-seconds",
 }
 

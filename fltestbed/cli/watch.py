@@ -19,7 +19,15 @@ from fltestbed.watching import watch as look
 if TYPE_CHECKING:
     from rich.console import Group
 
-_URGENT = ("unreachable", "stopped", "failed", "trains", "waits", "done")  # who is shown where not all have room
+_URGENT = (
+    "unreachable",
+    "stopped",
+    "failed",
+    "trains",
+    "waits",
+    "unknown",
+    "done",
+)  # who is shown where not all have room
 _STYLES = {"unreachable": "red", "stopped": "red", "failed": "red", "trains": "green", "done": "dim"}
 _ROUNDS = 5  # how many of the last rounds are shown
 _MIB = 2**20
@@ -140,7 +148,7 @@ def _tell(views: Iterator[View]) -> View | None:
             )
         told = len(view.rounds)
         for client in view.clients:
-            if states.get(client.name) != client.state:
+            if states.get(client.name, "unknown") != client.state:
                 states[client.name] = client.state
                 failure = f": {client.row['failure']}" if client.row and client.state == "failed" else ""
                 print(f"{client.name} {client.state}{failure}", flush=True)

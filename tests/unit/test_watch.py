@@ -34,13 +34,12 @@ HERE = {"ansible_connection": "local", "ansible_user": "root", "ansible_become":
 
 
 @pytest.fixture
-def testbed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> inventory.Testbed:
+def testbed(tmp_path: Path) -> inventory.Testbed:
     """A testbed whose only host is this machine, on which no container of it runs."""
-    monkeypatch.setattr(watching, "ROOT", str(tmp_path))
     (tmp_path / "watched" / "runs").mkdir(parents=True)
     here = inventory.Host("here", HERE)
     client = {"device": "here", "client": "pi-1", "cpus": 0.5, "memory": 512 * 2**20, "settings": {}}
-    return inventory.Testbed("watched", tmp_path, here, (here,), (client,))
+    return inventory.Testbed("watched", tmp_path, here, (here,), (client,), str(tmp_path / "watched"))
 
 
 def write(folder: Path, status: str, rounds: list[Any], clients: list[Any]) -> None:

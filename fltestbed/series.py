@@ -18,7 +18,7 @@ from fltestbed.monitoring import Prometheus
 Floats = NDArray[np.float64]
 
 _MONITORING = "node-exporter|pi-firmware|cadvisor|cadvisor-proxy|prometheus|grafana"
-_IDLE = 0.01  # how fast a counter grows outside the times when it is known to, against within them
+_IDLE = 0.001  # of what a counter grows by in a time that it is known to grow in, how much in a second of the others
 _SETTLE = 3  # scrapes after which a silent exporter is not waited for any more
 
 
@@ -201,8 +201,8 @@ def grown(
 ) -> float | None:
     """Return by how much a counter grew from `start` to `end`; one that began anew counts from 0.
 
-    Between two samples it grows evenly; where times of `busy` (from, to) lie between them, nearly all in those. None
-    where a sample is missing within `tolerance` s of either end.
+    Between two samples it grows evenly; where times of `busy` (from, to) lie between them, nearly all in those, and by
+    the same in each. None where a sample is missing within `tolerance` s of either end.
     """
     if not len(times) or times[0] > start + tolerance or times[-1] < end - tolerance:
         return None
@@ -210,7 +210,8 @@ def grown(
     total = np.concatenate([[0.0], np.cumsum(np.where(steps < 0, values[1:], steps))])
 
     def warped(at: Floats) -> Floats:
-        return at * _IDLE + sum((np.clip(at, first, last) - first for first, last in busy), np.zeros(len(at)))
+        done = (np.clip((at - first) / (last - first), 0, 1) for first, last in busy if last > first)
+        return sum(done, at * _IDLE)
 
     before, after = np.interp(warped(np.array([start, end])), warped(times), total)
     return float(after - before)

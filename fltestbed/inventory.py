@@ -58,13 +58,17 @@ class Monitoring:
 
 @dataclass(frozen=True)
 class Testbed:
-    """An inventory folder that passed every check. `devices` are the hosts of group supernodes."""
+    """An inventory folder that passed every check.
+
+    `devices` are the hosts of group supernodes, `root` is the testbed's folder on the server host.
+    """
 
     name: str
     path: Path
     server: Host
     devices: tuple[Host, ...]
     clients: tuple[Client, ...]
+    root: str
     monitoring: Monitoring | None = None
 
     @property
@@ -96,6 +100,7 @@ def load(folder: Path) -> Testbed:
             Host(**kept["server"]),
             tuple(Host(**device) for device in kept["devices"]),
             tuple(kept["clients"]),
+            kept["root"],
             _monitoring(kept["monitoring"]),
         )
     found, testbed = _inspect(folder)
@@ -268,12 +273,14 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
         name: Host(name, {key: host["variables"][key] for key in CONNECTION if key in host["variables"]})
         for name, host in hosts.items()
     }
+    server = groups["superlink"][0]
+    root = hosts[server]["variables"].get("testbed_root", f"/opt/fltestbed/{folder.name}")
     devices = tuple(made[name] for name in groups["supernodes"])
     monitoring = None
     for name in groups.get("monitoring", []):
         known = defaults | hosts[name]["variables"]
         monitoring = Monitoring(made[name], {program: known[f"testbed_{program}_port"] for program in _WATCHERS})
-    testbed = Testbed(folder.name, folder, made[groups["superlink"][0]], devices, tuple(clients), monitoring)
+    testbed = Testbed(folder.name, folder, made[server], devices, tuple(clients), root, monitoring)
     if stamp:
         inventory_stamp.remember(folder.name, stamp, asdict(testbed) | {"path": str(folder)})
     return found, testbed

@@ -93,5 +93,7 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
         **{name.replace("_", "-"): value for name, value in asdict(settings).items()},
         "threads": threads,
         "peak-memory-mb": limits.peak_memory_mb(),
+        "app-seconds": (age := limits.process_seconds()),
+        "app-start": time.time() - age,
     }
     return RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(figures)})

@@ -3,6 +3,7 @@
 import math
 import os
 import resource
+import time
 from pathlib import Path
 
 
@@ -29,3 +30,9 @@ def threads() -> int:
 def peak_memory_mb() -> float:
     """Return the largest resident memory that this process had, in MiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def process_seconds() -> float:
+    """Return how long ago this process was started, in s."""
+    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - int(after_name[19]) / os.sysconf("SC_CLK_TCK")

@@ -39,6 +39,8 @@ FIGURES = {  # of a client's row, by their names in its reply
     "data_fraction": "data-fraction",
     "threads": "threads",
     "peak_memory_mb": "peak-memory-mb",
+    "app_start": "app-start",
+    "app_seconds": "app-seconds",
 }
 
 app = ServerApp()
@@ -151,6 +153,7 @@ class Rounds:
         chosen = [of_id[message.metadata.dst_node_id] for message in messages]
         for message, node in zip(messages, chosen, strict=True):
             message.metadata.ttl = self._experiment["round_timeout"]
+            message.metadata.group_id = str(number)  # Flower's logs name the round by it
             sha256 = self._clients[node.client]["partition"]["sha256"]
             config = ConfigRecord({**message.content.config_records["config"], "partition-sha256": sha256})
             message.content = RecordDict({**message.content, "config": config})

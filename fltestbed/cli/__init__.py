@@ -23,6 +23,7 @@ from fltestbed.cli.run import run
 from fltestbed.cli.status import status
 from fltestbed.cli.stop import stop
 from fltestbed.cli.up import up
+from fltestbed.cli.watch import watch
 from fltestbed.errors import Cancelled, FltestbedError
 from fltestbed.paths import full_disk
 
@@ -39,6 +40,7 @@ app.add_typer(lab.app, name="lab")
 for command in (init, check, plan, up, run, status, logs, stop, revoke, down):
     app.command()(command)
 app.command("open")(open_)
+app.command()(watch)
 
 
 def _print_version(wanted: bool) -> None:

@@ -21,7 +21,7 @@ from fltestbed.cli._options import (
 from fltestbed.cli._render import Rows, cell, show
 from fltestbed.cli._verbs import Options, alone, ask_password, play
 from fltestbed.errors import Cancelled, FltestbedError, RunFailed
-from fltestbed.inventory import load
+from fltestbed.inventory import Testbed, load
 from fltestbed.paths import content_dir, find_experiment, find_inventory, runs_dir
 from fltestbed.runner import Event
 
@@ -72,7 +72,7 @@ def run(
     run_name = f"{datetime.now():%Y%m%d-%H%M%S}-{name or plan.name}"
     with alone(testbed):
         _train(
-            testbed.path,
+            testbed,
             Options(verbose=verbose, become_password=ask_password(ask_become_pass)),
             {
                 "experiment_file": str(file or ""),
@@ -86,15 +86,16 @@ def run(
         )
 
 
-def _train(inventory: Path, options: Options, extra_vars: Mapping[str, Any], *, rounds: int, output: Format) -> None:
+def _train(testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], *, rounds: int, output: Format) -> None:
     """Run the experiment; show what came back, whatever became of it."""
     folder = Path(extra_vars["runs_dir"]) / extra_vars["run_name"]
     try:
-        result = play("run", inventory, options, extra_vars, lambda event: news(event, rounds))
+        result = play("run", testbed.path, options, extra_vars, lambda event: news(event, rounds))
     except Cancelled:
-        _stop(inventory, options, extra_vars, folder)
+        _stop(testbed, options, extra_vars, folder)
     if folder.is_dir():
         show(summary(folder), output)
+        _write_figures(testbed, folder)
         print(f"results: {folder}", file=sys.stderr)
     if (folder / "run.json").exists():
         require_finished(folder)
@@ -102,16 +103,26 @@ def _train(inventory: Path, options: Options, extra_vars: Mapping[str, Any], *, 
     require_finished(folder)
 
 
-def _stop(inventory: Path, options: Options, extra_vars: Mapping[str, Any], folder: Path) -> NoReturn:
+def _stop(testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], folder: Path) -> NoReturn:
     print("stopping the run and collecting what it has; Ctrl-C again leaves at once", file=sys.stderr, flush=True)
     try:
-        play("stop", inventory, options, {key: extra_vars[key] for key in ("run_name", "runs_dir")}).require_success()
+        play(
+            "stop", testbed.path, options, {key: extra_vars[key] for key in ("run_name", "runs_dir")}
+        ).require_success()
     except FltestbedError as error:
         raise Cancelled(
             f"left before the run was stopped ({error.message}); it may still go on", "fltestbed stop ends it"
         ) from error
+    if folder.is_dir():
+        _write_figures(testbed, folder)
     where = f"; what it has is in {folder}" if folder.is_dir() else ""
     raise Cancelled(f"the run was stopped{where}", "the testbed is still up; fltestbed run starts a new run")
+
+
+def _write_figures(testbed: Testbed, folder: Path) -> None:
+    from fltestbed import figures
+
+    print(figures.write(testbed, folder), file=sys.stderr, flush=True)
 
 
 def news(event: Event, rounds: int) -> str:

@@ -287,16 +287,18 @@ RUN = """
 folder = os.path.join(params['a'], params['b'])
 os.makedirs(folder, exist_ok=True)
 number = params['c']
-rounds = {'round': number, 'seconds': 1.5, 'clients_ok': 1, 'clients_failed': 1, 'server_accuracy': 0.8,
+when = {'run': params['b'], 'round': number, 'start': '2026-01-01T10:00:00.000+00:00',
+        'end': '2026-01-01T10:00:01.500+00:00'}
+rounds = {**when, 'seconds': 1.5, 'clients_ok': 1, 'clients_failed': 1, 'server_accuracy': 0.8,
           'server_loss': 0.5, 'client_accuracy': 0.7}
-good = {'device': 'pi-1', 'client': 'pi-1', 'failure': None, 'train_seconds': number, 'examples': 100, 'accuracy': 0.75,
-        'peak_memory_mb': 400 + number}
-bad = {'device': 'pi-2', 'client': 'pi-2', 'failure': 'went offline', 'train_seconds': None, 'examples': None,
+good = {**when, 'device': 'pi-1', 'client': 'pi-1', 'failure': None, 'train_seconds': number, 'examples': 100,
+        'accuracy': 0.75, 'peak_memory_mb': 400 + number}
+bad = {**when, 'device': 'pi-2', 'client': 'pi-2', 'failure': 'went offline', 'train_seconds': None, 'examples': None,
        'accuracy': None, 'peak_memory_mb': None}
 for name, rows in (('rounds', [rounds]), ('clients', [good, bad])):
     with open(os.path.join(folder, name + '.jsonl'), 'a') as file:
         file.writelines(json.dumps(row) + '\\n' for row in rows)
-status = {'status': 'finished' if number == 2 else 'running', 'reason': None}
+status = {'status': 'finished' if number == 2 else 'running', 'reason': None, 'updated': when['end']}
 with open(os.path.join(folder, 'run.json'), 'w') as file:
     json.dump(status, file)
 result = {'round': rounds, 'clients': [good, bad], 'run': status}
@@ -356,7 +358,7 @@ def test_a_run_that_did_not_finish_exits_with_7_and_shows_what_it_has(cli: Cli) 
     reason = {
         "ansible.builtin.copy": {
             "dest": "{{ runs_dir }}/{{ run_name }}/run.json",
-            "content": '{"status": "failed", "reason": "too few"}',
+            "content": '{"status": "failed", "reason": "too few", "updated": "2026-01-01T10:00:02.000+00:00"}',
         }
     }
     cli.playbook("run", training(1), reason, hosts="superlink")

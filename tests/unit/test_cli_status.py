@@ -23,6 +23,7 @@ TESTBED = inventory.Testbed(
         {"device": name, "client": name, "cpus": cpus, "memory": memory, "settings": {}}
         for name, cpus, memory in (("pi-1", 0.5, GIB), ("pi-2", None, None))
     ),
+    root="/opt/fltestbed/lab",
 )
 
 

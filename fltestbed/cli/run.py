@@ -96,10 +96,25 @@ def _train(inventory: Path, options: Options, extra_vars: Mapping[str, Any], *, 
     if folder.is_dir():
         show(summary(folder), output)
         print(f"results: {folder}", file=sys.stderr)
+        _report(folder)
     if (folder / "run.json").exists():
         require_finished(folder)
     result.require_success()
     require_finished(folder)
+
+
+def _report(folder: Path) -> None:
+    """Write the report. A run is not lost for want of one, whatever the reason."""
+    try:
+        from fltestbed.report import write
+
+        print(f"report: {write(folder)}", file=sys.stderr)
+    except Exception as error:
+        print(
+            f"warning: the report could not be made ({type(error).__name__}: {error}); the results are whole, and "
+            f"fltestbed report {folder.name} tries it again",
+            file=sys.stderr,
+        )
 
 
 def _stop(inventory: Path, options: Options, extra_vars: Mapping[str, Any], folder: Path) -> NoReturn:
@@ -110,6 +125,8 @@ def _stop(inventory: Path, options: Options, extra_vars: Mapping[str, Any], fold
         raise Cancelled(
             f"left before the run was stopped ({error.message}); it may still go on", "fltestbed stop ends it"
         ) from error
+    if folder.is_dir():
+        _report(folder)
     where = f"; what it has is in {folder}" if folder.is_dir() else ""
     raise Cancelled(f"the run was stopped{where}", "the testbed is still up; fltestbed run starts a new run")
 

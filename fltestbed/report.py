@@ -125,7 +125,7 @@ def _learning(run: Run) -> list[Table | Figure | Text]:
     frame = learning_frame(run)
     blocks: list[Table | Figure | Text] = [
         Text(
-            "The global model's figures are those on the server's test set; the clients' are means weighted by examples."
+            "Figures of the global model are on the server's test set; those of clients are means weighted by examples."
         )
     ]
     if run.rounds[["server_loss", "train_loss"]].isna().to_numpy().any():
@@ -166,10 +166,12 @@ def phases(run: Run) -> pd.DataFrame:
 
     Where the time until the reply was not split, it is one phase.
     """
-    ends = run.rounds.set_index("round")["end"]
+    known = run.clients.dropna(subset=["start", "end", "round"])
+    ends = run.since_start(run.rounds.set_index("round")["end"]).to_dict()
+    known = known.assign(start=run.since_start(known["start"]), end=run.since_start(known["end"]))
     rows = []
-    for row in run.clients.dropna(subset=["start", "end", "round"]).itertuples(index=False):
-        begin, until = ((time - run.start).total_seconds() for time in (row.start, row.end))
+    for row in known.itertuples(index=False):
+        begin, until = row.start, row.end
 
         def add(phase: str, start: float, stop: float, row: Any = row) -> None:
             if stop > start:
@@ -192,8 +194,7 @@ def phases(run: Run) -> pd.DataFrame:
             add("rest, until the reply", at, until)
         else:
             add("at work, until the reply", begin, until)
-        if row.round in ends.index and pd.notna(ends[row.round]):
-            add("waits for the others", until, (ends[row.round] - run.start).total_seconds())
+        add("waits for the others", until, ends.get(row.round, until))
     columns = ["device", "client", "round", "phase", "begin", "until", "seconds", "failure"]
     return pd.DataFrame(rows, columns=columns)
 
@@ -222,9 +223,9 @@ def _timeline(run: Run) -> list[Table | Figure | Text]:
     if split:
         blocks.append(
             Text(
-                "Training is all that the client's app does for a message: its start, the training loop, the evaluation. "
-                "Waiting is what remains of the time until the reply. It is drawn first, as most of it is the time until "
-                "the client asks for its message; some of it may lie between the other phases."
+                "Training is all that the client's app does for a message: its start, the training loop, the "
+                "evaluation. Waiting is what remains of the time until the reply. It is drawn first, as most of it is "
+                "the time until the client asks for its message; some of it may lie between the other phases."
             )
         )
     else:
@@ -318,8 +319,7 @@ def _mean_phases(run: Run) -> pd.DataFrame:
     frame = phases(run).merge(ok[["client", "round"]], on=["client", "round"])
     counts = ok.groupby("client").size()
     means = frame.groupby(["client", "phase"])["seconds"].sum().reset_index()
-    means["seconds"] /= means["client"].map(counts)
-    means = means.dropna(subset=["seconds"])
+    means["seconds"] /= means["client"].map(counts).astype(float)
     loop = ok.groupby("client")["train_seconds"].mean()
     rows = []
     for row in means.itertuples(index=False):

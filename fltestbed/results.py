@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -86,19 +87,18 @@ class Run:
     limits: pd.DataFrame
     notes: Sequence[str]
 
-    @property
+    @cached_property
     def start(self) -> pd.Timestamp | None:
         """When the first round began, or else the run."""
-        times = [*self.rounds["start"].dropna(), *self.clients["start"].dropna()]
-        return min(times) if times else _time(self.record.get("started"))
+        times = pd.concat([self.rounds["start"], self.clients["start"]]).dropna()
+        return _time(self.record.get("started")) if times.empty else times.min()
 
     @property
     def seconds(self) -> float | None:
         """From the first round's start to the last one's end; without rounds, by the run's own record."""
-        begin = self.start
-        ends = [*self.rounds["end"].dropna(), *self.clients["end"].dropna()]
-        end = max(ends) if ends else _time(self.record.get("updated"))
-        return (end - begin).total_seconds() if begin is not None and end is not None else None
+        times = pd.concat([self.rounds["end"], self.clients["end"]]).dropna()
+        end = _time(self.record.get("updated")) if times.empty else times.max()
+        return (end - self.start).total_seconds() if self.start is not None and end is not None else None
 
     def since_start(self, times: "pd.Series[Any]") -> "pd.Series[Any]":
         """Return times as seconds after `start`."""

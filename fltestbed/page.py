@@ -19,6 +19,7 @@ _VEGA_LITE = "6.4"
 _MIB = 2**20
 _WIDTH, _HALF_WIDTH = 860, 420  # px of a chart in a PNG, before it is scaled
 _PNG_SCALE = 2
+_LONG = 40  # characters above which a table gives a text room
 
 
 def _count(value: float) -> str:
@@ -86,12 +87,8 @@ class Table:
 
     @property
     def kinds(self) -> list[str]:
-        """What each column holds, which says how it is set: number, time, or empty for words."""
-        tests = {"number": pd.api.types.is_numeric_dtype, "time": pd.api.types.is_datetime64_any_dtype}
-        return [
-            next((name for name, test in tests.items() if test(kind) and kind != "bool"), "")
-            for kind in self.frame.dtypes
-        ]
+        """What each column holds, which says how it is set: number, time, long, or empty for short words."""
+        return [_kind(self.frame[column]) for column in self.frame]
 
     @property
     def cells(self) -> list[list[str]]:
@@ -164,6 +161,14 @@ def cell(column: str, value: Any) -> str:
     if column in COLUMNS and not isinstance(value, str):
         return COLUMNS[column][1](value)
     return _number(value) if isinstance(value, int | float) else str(value)
+
+
+def _kind(column: "pd.Series[Any]") -> str:
+    if pd.api.types.is_datetime64_any_dtype(column):
+        return "time"
+    if pd.api.types.is_numeric_dtype(column):
+        return "" if column.dtype == "bool" else "number"
+    return "long" if column.dropna().astype(str).str.len().gt(_LONG).any() else ""
 
 
 def html(page: Page) -> str:

@@ -12,10 +12,7 @@ from fltestbed.paths import find_run
 
 
 def compare(
-    runs: Annotated[
-        list[str],
-        typer.Argument(metavar="RUN RUN...", show_default=False, help="Runs' folders, or their names in ./runs."),
-    ],
+    runs: Annotated[list[str], typer.Argument(metavar="RUN RUN...", show_default=False)],
     accuracy: Annotated[
         float | None,
         typer.Option(
@@ -33,7 +30,10 @@ def compare(
     ] = None,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Put runs side by side: time to an accuracy, cost, failures, and what differed between them."""
+    """Put runs side by side: what they reached, cost, and differed in.
+
+    RUN is a run's folder or its name in ./runs.
+    """
     folders = [find_run(name) for name in runs]
     from fltestbed import compare as comparison  # slow, and no other command needs it
 

@@ -51,6 +51,13 @@ class AppError(FltestbedError):
     exit_code = 3
 
 
+class ResultsError(FltestbedError):
+    """A run's results cannot be found, or are not what was asked for."""
+
+    code = "results"
+    exit_code = 3
+
+
 class HostsError(FltestbedError):
     """Some hosts did not get through. `hosts` says for each of them where and why."""
 

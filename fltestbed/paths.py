@@ -8,9 +8,10 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
-from fltestbed.errors import DiskError, ExperimentError, InventoryError
+from fltestbed.errors import DiskError, ExperimentError, InventoryError, ResultsError
 
 _FULL = 10 * 2**20  # bytes below which a disk is taken for full
+_RUN_FILES = ("run.json", "lock.json", "experiment.json", "rounds.jsonl", "clients.jsonl")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
 _CERTIFICATES = ("SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE")
 _KEPT = ("HOME", "LANG", "TERM", "TMPDIR", "USER", "SSH_AUTH_SOCK", "DOCKER_HOST", *_CERTIFICATES, *_PROXIES)
@@ -93,6 +94,30 @@ def find_experiment(name: str) -> Path:
     raise ExperimentError(
         f"there is no experiment {name!r}", f"give a file's path or a known name: {nearest(name, known)}"
     )
+
+
+def find_run(name: str) -> Path:
+    """Return the folder of the run that `name` means: a path, or a name in ./runs; without one, the latest there.
+
+    Raises ResultsError with the nearest names.
+    """
+    runs = runs_dir()
+    known = {folder.name: folder for folder in runs.iterdir() if _is_run(folder)} if runs.is_dir() else {}
+    if not name:
+        if known:
+            return known[max(known)]  # a name begins with the time
+        raise ResultsError(f"there is no run in {runs}", "give a run's folder, or go to the folder that has runs/")
+    folder = Path(name).expanduser()
+    for place in (folder, runs / name):
+        if _is_run(place):
+            return place.resolve()
+    if folder.is_dir():
+        raise ResultsError(f"{folder} is no run's folder: it has none of {', '.join(_RUN_FILES)}", nearest(name, known))
+    raise ResultsError(f"there is no run {name!r}", f"give a folder's path or a known name: {nearest(name, known)}")
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _RUN_FILES)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -95,8 +95,8 @@ def _train(testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], *,
         _stop(testbed, options, extra_vars, folder)
     if folder.is_dir():
         show(summary(folder), output)
-        _write_figures(testbed, folder)
         print(f"results: {folder}", file=sys.stderr)
+        _conclude(testbed, folder)
     if (folder / "run.json").exists():
         require_finished(folder)
     result.require_success()
@@ -114,15 +114,24 @@ def _stop(testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], fol
             f"left before the run was stopped ({error.message}); it may still go on", "fltestbed stop ends it"
         ) from error
     if folder.is_dir():
-        _write_figures(testbed, folder)
+        _conclude(testbed, folder)
     where = f"; what it has is in {folder}" if folder.is_dir() else ""
     raise Cancelled(f"the run was stopped{where}", "the testbed is still up; fltestbed run starts a new run")
 
 
-def _write_figures(testbed: Testbed, folder: Path) -> None:
-    from fltestbed import figures
+def _conclude(testbed: Testbed, folder: Path) -> None:
+    """Write what the devices measured, and the report. A run is not lost for want of them, whatever the reason."""
+    try:
+        from fltestbed import figures, report
 
-    print(figures.write(testbed, folder), file=sys.stderr, flush=True)
+        print(figures.write(testbed, folder), file=sys.stderr, flush=True)
+        print(f"report: {report.write(folder)}", file=sys.stderr)
+    except Exception as error:
+        print(
+            f"warning: no report could be made ({type(error).__name__}: {error}); the results are whole, and "
+            f"fltestbed report {folder.name} tries it again",
+            file=sys.stderr,
+        )
 
 
 def news(event: Event, rounds: int) -> str:

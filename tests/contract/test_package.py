@@ -45,7 +45,9 @@ def test_the_wheel_carries_everything_and_nothing_else(wheel: Path) -> None:
         assert files, folder
         wanted |= {f"fltestbed/_content/{path.relative_to(ROOT)}" for path in files}
     wanted |= {
-        str(path.relative_to(ROOT)) for path in (ROOT / "fltestbed").rglob("*") if path.suffix in (".py", ".typed")
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "fltestbed").rglob("*")
+        if path.suffix in (".py", ".typed", ".j2")
     }
     assert {name for name in held if ".dist-info/" not in name} == wanted
 

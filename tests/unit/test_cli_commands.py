@@ -330,6 +330,8 @@ def test_run_shows_rounds_clients_and_where_the_results_are(cli: Cli) -> None:
     [folder] = (cli.cwd / "runs").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}-tiny", folder.name)
     assert f"results: {folder}" in err
+    assert f"report: {folder}/report/report.html" in err
+    assert (folder / "report" / "report.html").exists()
 
 
 def test_run_passes_settings_on_and_prints_json(cli: Cli) -> None:

@@ -172,7 +172,7 @@ def _learning(runs: Sequence[Run]) -> list[Table | Figure | Text]:
     frame = pd.concat(frames, ignore_index=True)
     blocks: list[Table | Figure | Text] = []
     for what in ("accuracy", "loss"):
-        rows = frame.dropna(subset=[what])[["run", "round", "seconds", what]]
+        rows = frame.dropna(subset=[what, "round"])[["run", "round", "seconds", what]]
         if rows.empty:
             blocks.append(Text(f"No run has a finite {what} of the global model."))
             continue

@@ -133,7 +133,7 @@ def _learning(run: Run) -> list[Table | Figure | Text]:
             Text("A loss that is not a finite number, as it diverged or was not reported, is left out of the lines.")
         )
     for what in ("accuracy", "loss"):
-        rows = frame.dropna(subset=[what])[["round", "seconds", "of", what]]
+        rows = frame.dropna(subset=[what, "round"])[["round", "seconds", "of", what]]
         if rows.empty:
             blocks.append(Text(f"No round has a finite {what}."))
             continue
@@ -142,12 +142,14 @@ def _learning(run: Run) -> list[Table | Figure | Text]:
                 f"{what}_rounds", f"{what.capitalize()} over rounds", f"The {what} after each round.", rows,
                 x=("round", "round"), y=(what, what), by="of",
             ),
-            charts.lines(
-                f"{what}_time", f"{what.capitalize()} over time", f"The {what} when each round had ended.", rows,
-                x=("seconds", _TIME), y=(what, what), by="of",
-            ),
         ]  # fmt: skip
-    own = run.clients.dropna(subset=["accuracy"])[["client", "round", "accuracy", "loss", "examples"]]
+        timed = rows.dropna(subset=["seconds"])
+        if not timed.empty:
+            words = f"The {what} when each round had ended."
+            title = f"{what.capitalize()} over time"
+            x = ("seconds", _TIME)
+            blocks.append(charts.lines(f"{what}_time", title, words, timed, x=x, y=(what, what), by="of"))
+    own = run.clients.dropna(subset=["accuracy", "round"])[["client", "round", "accuracy", "loss", "examples"]]
     if not own.empty:
         about = "Each client's accuracy on its own held-out part, after it trained and before the models were joined."
         blocks.append(
@@ -286,13 +288,12 @@ def _stragglers(run: Run) -> list[Table | Figure | Text]:
     if run.rounds.empty or run.clients.empty:
         return [Text(_no_rounds(run))]
     ranks = ranking(run)
-    per_round = _held_up(run).rename(columns={"client": "last_client"})
-    blocks: list[Table | Figure | Text] = [
-        charts.rounds(
-            "round_seconds", "Time per round", "How long each round took, coloured by the client that replied last.",
-            per_round, y=("seconds", "time, s"), by="last_client",
-        )
-    ]  # fmt: skip
+    per_round = _held_up(run).rename(columns={"client": "last_client"}).fillna({"last_client": "not known"})
+    blocks: list[Table | Figure | Text] = []
+    if per_round["seconds"].notna().any():
+        words = "How long each round took, coloured by the client that replied last."
+        y = ("seconds", "time, s")
+        blocks.append(charts.rounds("round_seconds", "Time per round", words, per_round, y=y, by="last_client"))
     if len(ranks) > 1:
         words = "For how long, over all rounds, the others had replied and waited for this client alone."
         blocks.append(
@@ -316,7 +317,10 @@ def _stragglers(run: Run) -> list[Table | Figure | Text]:
 def _mean_phases(run: Run) -> pd.DataFrame:
     """Return `client`, `phase` and mean `seconds` a round; without a split, the training loop is told from the rest."""
     ok = run.clients[run.clients["status"].eq("ok")]
-    frame = phases(run).merge(ok[["client", "round"]], on=["client", "round"])
+    frame = phases(run)
+    if ok.empty or frame.empty:
+        return pd.DataFrame(columns=["client", "phase", "seconds"])
+    frame = frame.merge(ok[["client", "round"]], on=["client", "round"])
     counts = ok.groupby("client").size()
     means = frame.groupby(["client", "phase"])["seconds"].sum().reset_index()
     means["seconds"] /= means["client"].map(counts).astype(float)

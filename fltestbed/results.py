@@ -102,7 +102,9 @@ class Run:
 
     def since_start(self, times: "pd.Series[Any]") -> "pd.Series[Any]":
         """Return times as seconds after `start`."""
-        return (times - self.start).dt.total_seconds() if self.start is not None else pd.Series(pd.NA, times.index)
+        return (
+            (times - self.start).dt.total_seconds() if self.start is not None else pd.Series(float("nan"), times.index)
+        )
 
 
 def load(folder: Path) -> Run:

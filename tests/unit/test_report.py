@@ -205,6 +205,22 @@ def one_client(folder: Path) -> None:
     run_folder.write_rows(folder, "clients.jsonl", found)
 
 
+def timeless(folder: Path) -> None:
+    for name in ("rounds.jsonl", "clients.jsonl"):
+        found = run_folder.rows(folder, name)
+        run_folder.write_rows(folder, name, [row | {"start": None, "end": None} for row in found])
+    (folder / "run.json").write_text('{"status": "finished"}', encoding="utf-8")
+
+
+def without_keys(folder: Path) -> None:
+    for name, keys in (
+        ("rounds.jsonl", ["round", "server_accuracy"]),
+        ("clients.jsonl", ["client", "device", "status"]),
+    ):
+        found = [{key: row[key] for key in keys} for row in run_folder.rows(folder, name)]
+        run_folder.write_rows(folder, name, found)
+
+
 def nobody_replied(folder: Path) -> None:
     lost = {"status": "failed", "failure": "gone", "accuracy": None, "train_seconds": None, "peak_memory_mb": None}
     run_folder.write_rows(folder, "clients.jsonl", [row | lost for row in run_folder.rows(folder, "clients.jsonl")])
@@ -235,6 +251,8 @@ LACKS = {
     "diverged": (diverged, "none: it diverged"),
     "one-round": (one_round, "rounds 1 of 3"),
     "one-client": (one_client, "one client alone"),
+    "timeless": (timeless, "final accuracy 0.8282"),
+    "without-keys": (without_keys, "final accuracy 0.8282"),
     "nobody-replied": (nobody_replied, "failures 9 of 9 replies"),
     "cut-off": (cut_off, "clients.jsonl: line 9 is not a row"),
     "only-series": (only_series, "Temperature of each device"),
@@ -245,7 +263,7 @@ LACKS = {
 def test_what_is_not_there_is_said(folder: Path, lack: str) -> None:
     change, words = LACKS[lack]
     change(folder)
-    found = read(folder)
+    found = Reader(report.write(folder).read_text(encoding="utf-8"))
     assert found.ids >= SECTIONS
     assert words in found.text
     assert not re.search(r"\b(nan|NaT|None|undefined)\b", found.text)

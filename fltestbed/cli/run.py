@@ -121,17 +121,27 @@ def _stop(testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], fol
 
 def _conclude(testbed: Testbed, folder: Path) -> None:
     """Write what the devices measured, and the report. A run is not lost for want of them, whatever the reason."""
-    try:
-        from fltestbed import figures, report
+    for what, write in (("devices' figures", _write_figures), ("report", _write_report)):
+        try:
+            print(write(testbed, folder), file=sys.stderr, flush=True)
+        except Exception as error:
+            print(
+                f"warning: no {what}: {type(error).__name__}: {error}; the results are whole, and "
+                f"fltestbed report {folder.name} writes a report of what there is",
+                file=sys.stderr,
+            )
 
-        print(figures.write(testbed, folder), file=sys.stderr, flush=True)
-        print(f"report: {report.write(folder)}", file=sys.stderr)
-    except Exception as error:
-        print(
-            f"warning: no report could be made ({type(error).__name__}: {error}); the results are whole, and "
-            f"fltestbed report {folder.name} tries it again",
-            file=sys.stderr,
-        )
+
+def _write_figures(testbed: Testbed, folder: Path) -> str:
+    from fltestbed import figures
+
+    return figures.write(testbed, folder)
+
+
+def _write_report(_testbed: Testbed, folder: Path) -> str:
+    from fltestbed import report
+
+    return f"report: {report.write(folder)}"
 
 
 def news(event: Event, rounds: int) -> str:

@@ -15,7 +15,7 @@ import pytest
 import run_folder
 import yaml
 
-from fltestbed import page, report, results
+from fltestbed import inventory, page, report, results
 from fltestbed.errors import ResultsError
 from fltestbed.experiment import load as load_experiment
 from fltestbed.page import Figure, Table, Text
@@ -336,8 +336,12 @@ def test_the_command_prints_where_the_report_is(folder: Path) -> None:
 
 def test_a_run_is_not_lost_for_want_of_a_report(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "report").write_text("in the way", encoding="utf-8")
-    importlib.import_module("fltestbed.cli.run")._report(folder)
-    assert "warning: the report could not be made" in capsys.readouterr().err
+    host = inventory.Host("server")
+    testbed = inventory.Testbed("lab", folder, host, (host,), (), "/opt/fltestbed/lab")
+    importlib.import_module("fltestbed.cli.run")._conclude(testbed, folder)
+    said = capsys.readouterr().err
+    assert "no figures of the devices: no host is in group monitoring" in said
+    assert "warning: no report: FileExistsError" in said
 
 
 def test_help_and_version_do_without_the_slow_libraries() -> None:

@@ -35,7 +35,7 @@ def _measured(testbed: Testbed, folder: Path) -> tuple[series.Series | None, str
     start, end = (datetime.fromisoformat(run[key]).timestamp() for key in ("started", "updated"))
     try:
         with opened(testbed.monitoring, "prometheus") as (port, _process):
-            found = series.fetch(Prometheus(port), testbed.server.name, start, end)
+            found = series.fetch(Prometheus(port), testbed.server.name, start, end, settle=run["status"] == "finished")
     except FltestbedError as error:
         return None, f"no figures of the devices: {error.message}"
     samples = sum(len(times) for times, _values in found.samples.values())

@@ -1,12 +1,13 @@
 """A page of tables and charts: one HTML file that needs nothing else, and each of them as CSV and PNG beside it."""
 
 import base64
+import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import jinja2
 import pandas as pd
 import vl_convert
+
+from fltestbed.paths import cache_dir
 
 _VEGA_LITE = "6.4"
 _MIB = 2**20
@@ -196,11 +199,19 @@ def html(page: Page) -> str:
     )
 
 
-@cache
 def _script() -> str:
-    """Return Vega and what it needs; bundling takes seconds. A `</script` in it would end it where it stands."""
+    """Return Vega and what it needs. Bundling takes seconds, so it is kept in the cache."""
+    kept = cache_dir() / "vega" / f"{_VEGA_LITE}-{version('vl-convert-python')}.js"
+    with contextlib.suppress(OSError):
+        return kept.read_text(encoding="utf-8")
     script = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=_VEGA_LITE)
-    return script.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    script = script.replace("</script", "<\\/script").replace("<!--", "<\\!--")  # would end it where it stands
+    with contextlib.suppress(OSError):
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_name(f"{kept.name}.{os.getpid()}")
+        partial.write_text(script, encoding="utf-8")
+        partial.replace(kept)
+    return script
 
 
 def write_files(page: Page, folder: Path) -> None:

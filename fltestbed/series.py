@@ -114,13 +114,16 @@ _COMPUTED = {
 METRICS = (*_RAW, *_COMPUTED)
 
 
-def fetch(prometheus: Prometheus, server: str, start: float, end: float) -> Series:
+def fetch(prometheus: Prometheus, server: str, start: float, end: float, *, settle: bool = True) -> Series:
     """Return what Prometheus has of the time from `start` to `end` (Unix s), and of two scrapes around it.
+
+    With `settle` it is asked as soon as every client was looked at once more after the end.
 
     Raises FltestbedError when it does not answer.
     """
     step = prometheus.scrape_interval()
-    _settle(prometheus, step, end)
+    if settle:
+        _settle(prometheus, step, end)
     series = Series(step, server)
     until = end + 2 * step
     span = f"{until - start + 2 * step:.0f}s"

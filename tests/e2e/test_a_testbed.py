@@ -128,9 +128,9 @@ def test_an_unregistered_supernode_is_refused(lab: Lab) -> None:
 
 
 def test_training_on_fashion_mnist(lab: Lab) -> None:
-    result = json.loads(lab.run("run", "fashion-mnist-cnn", "--format", "json"))
+    result = json.loads(lab.run("run", "fashion-mnist-cnn", "--set", "rounds=3", "--format", "json"))
     run = lab.latest_run()
-    assert [row["round"] for row in result["rounds"]] == [1, 2, 3, 4, 5]
+    assert [row["round"] for row in result["rounds"]] == [1, 2, 3]
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     last = rows(run, "rounds.jsonl")[-1]
     assert last["server_accuracy"] > 0.80

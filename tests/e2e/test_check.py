@@ -34,6 +34,7 @@ EXPECTED = {
     ("error", "twin", "identity", "the same machine"),
     ("error", "server", "ports", "published by the container fltestbed-e2e-proxy-1"),
     ("error", "server", "ports", "held by python3"),
+    ("error", "server", "ports", "port 9100/tcp is held by"),
     ("error", "pi-3", "control groups", "memory controller is off"),
     ("error", "pi-3", "disk", "MB are needed"),
     ("error", "pi-4", "CPU", "512 cores"),
@@ -147,12 +148,12 @@ def defects(lab: Lab) -> Iterator[Lab]:
         common = settings["ansible_ssh_common_args"].replace(f"{own}/ssh/known_hosts", "known_hosts-of-broken")
         key = settings["ansible_ssh_private_key_file"].replace(own, lab.inventory.name)
         settings |= {"ansible_ssh_common_args": common, "ansible_ssh_private_key_file": key}
-        settings |= {"testbed_fleet_port": 9192, "testbed_registry_port": 5055}
+        settings |= {"testbed_fleet_port": 9192, "testbed_registry_port": 5055, "check_bind": []}
         settings["ansible_timeout"] = 60  # many logins at once, on a machine that may be busy
         shared.write_text(yaml.safe_dump(settings))
         hosts = yaml.safe_load((folder / "hosts.yml").read_text())
         groups = hosts["testbed"]["children"]
-        groups["superlink"]["hosts"]["server"]["check_serve"] = [9192, 5055, 9092]
+        groups["superlink"]["hosts"]["server"] |= {"check_serve": [9192, 5055, 9092], "check_bind": [9100]}
         groups["supernodes"]["hosts"] |= GHOSTS
         groups["supernodes"]["hosts"]["pi-4"]["testbed_clients"] = [{"cpus": 512, "memory": "300m"}, {"memory": "900g"}]
         (folder / "hosts.yml").write_text(yaml.safe_dump(hosts))

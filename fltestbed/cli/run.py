@@ -34,6 +34,12 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _absolute(setting: str) -> str:
+    """Return a setting whose path, which is relative to the working directory, became absolute."""
+    key, _, path = setting.partition("=")
+    return f"{key}={Path(path).expanduser().absolute()}" if key == "data.path" else setting
+
+
 def run(
     experiment: Annotated[str, typer.Argument(show_default=False)] = "",
     app: Annotated[
@@ -64,9 +70,10 @@ def run(
     """
     from fltestbed.plan import resolve
 
+    settings = [_absolute(setting) for setting in settings or []]
     testbed = load(find_inventory(inventory))
     file = find_experiment(experiment) if experiment else None
-    plan = resolve(file, settings or [], app=app, content_dir=content_dir())
+    plan = resolve(file, settings, app=app, content_dir=content_dir())
     if plan.experiment:
         plan.experiment.require_clients(len(testbed.clients))
     run_name = f"{datetime.now():%Y%m%d-%H%M%S}-{name or plan.name}"
@@ -77,7 +84,7 @@ def run(
             {
                 "experiment_file": str(file or ""),
                 "app_dir": str(plan.app.path),
-                "experiment_settings": settings or [],
+                "experiment_settings": settings,
                 "run_name": run_name,
                 "runs_dir": str(runs_dir()),
             },

@@ -215,6 +215,12 @@ def test_every_argument_is_explained_with_its_default(heading: str, union: Any) 
     }
 
 
+def test_every_shipped_experiment_is_explained() -> None:
+    assert names("reference-experiments.md", "Ready experiments") == {
+        file.stem for file in (ROOT / "experiments").iterdir()
+    }
+
+
 def test_every_model_and_data_set_is_explained() -> None:
     models = {path.stem.replace("_", "-") for path in (ROOT / "fl_app/testbed_app/nets").glob("[!_]*.py")}
     assert names("reference-experiments.md", "Models") == models

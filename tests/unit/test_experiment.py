@@ -33,6 +33,14 @@ def test_the_shipped_file_shows_every_key() -> None:
         assert shown[part].items() <= resolved[part].items()
 
 
+@pytest.mark.parametrize("file", sorted(SHIPPED.parent.iterdir()), ids=lambda file: file.stem)
+def test_a_shipped_file_is_in_order(file: Path) -> None:
+    shipped = experiment.load(file)
+    assert shipped.name == file.stem
+    assert shipped.description
+    assert (ROOT / f"fl_app/testbed_app/nets/{shipped.model.replace('-', '_')}.py").exists()
+
+
 def test_a_name_is_all_that_is_needed(tmp_path: Path) -> None:
     assert experiment.load(write(tmp_path, "name: mine")).partitioner.name == "iid"
 

@@ -321,6 +321,26 @@ class Experiment(_Part):
     min_clients: PositiveInt | None = None
     client_wait: PositiveNumber = 120
     round_timeout: PositiveNumber = 600
+    sweep: dict[str, list[Any]] | None = None
+    repeats: PositiveInt = 1
+
+    @field_validator("sweep")
+    @classmethod
+    def _keys_and_values(cls, sweep: dict[str, list[Any]] | None) -> dict[str, list[Any]] | None:
+        for key, values in (sweep or {}).items():
+            known = KEYS - {"name", "sweep", "repeats"}
+            if key not in known:
+                raise _problem(f"there is no key {key!r} to sweep over", nearest(key, known))
+            if not values:
+                raise _problem(f"{key} has no values", "write a list of them, as in [0.1, 1.0]")
+        return sweep
+
+    @field_validator("repeats")
+    @classmethod
+    def _repeats_have_the_seed(cls, repeats: int, info: ValidationInfo) -> int:
+        if repeats > 1 and "seed" in (info.data.get("sweep") or {}):
+            raise _problem("each repeat has a seed of its own, and sweep has seeds too", "take one of them out")
+        return repeats
 
     @field_validator("train")
     @classmethod
@@ -437,7 +457,9 @@ _EXPECTED = {
     "float_type": "a number",
     "greater_than": "a number above {gt:g}",
     "greater_than_equal": "a number of at least {ge:g}",
+    "dict_type": "keys and lists of their values, as in {{partitioner.alpha: [0.1, 1.0]}}",
     "int_type": "a whole number, without quotes",
+    "list_type": "a list of values, as in [0.1, 1.0]",
     "less_than": "a number below {lt:g}",
     "less_than_equal": "a number of at most {le:g}",
     "model_attributes_type": "keys and values, as in {{name: iid}}",

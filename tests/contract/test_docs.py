@@ -188,7 +188,13 @@ def test_every_key_of_an_experiment_is_explained_with_its_default() -> None:
         if shown.startswith("`"):
             assert yaml.safe_load(shown.strip("`")) == value, key
         else:
-            words = {"name": "required", "description": "empty", "min_clients": "all", "data.path": "none"}
+            words = {
+                "name": "required",
+                "description": "empty",
+                "min_clients": "all",
+                "data.path": "none",
+                "sweep": "none",
+            }
             assert shown == words[key], key
 
 

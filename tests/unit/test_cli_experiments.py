@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fltestbed.cli.run import _absolute
+from fltestbed.cli.run import absolute
 
 BUILT_IN = sorted(file.stem for file in (Path(__file__).parents[2] / "experiments").iterdir())
 
@@ -52,6 +52,6 @@ def test_a_file_that_is_not_in_order_hides_no_other(tmp_path: Path) -> None:
 
 def test_a_path_that_is_typed_is_relative_to_the_working_directory(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    assert _absolute("data.path=mnist.zip") == f"data.path={tmp_path}/mnist.zip"
-    assert _absolute("data.path=/srv/mnist") == "data.path=/srv/mnist"
-    assert _absolute("rounds=2") == "rounds=2"
+    assert absolute("data.path=mnist.zip") == f"data.path={tmp_path}/mnist.zip"
+    assert absolute("data.path=/srv/mnist") == "data.path=/srv/mnist"
+    assert absolute("rounds=2") == "rounds=2"

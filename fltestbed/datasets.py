@@ -1,128 +1,60 @@
-"""Data sets: a source brings the files to the controller's cache, and reads them."""
+"""The sources of data sets: each brings the files to the controller, where `formats` reads them."""
 
-import gzip
-import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fltestbed.errors import ExperimentError
+from fltestbed.experiment import Data
+from fltestbed.formats import Files
+
+_IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+_REPOSITORIES = {  # on the hub: the repository, and its columns of inputs and labels
+    "cifar-10": ("uoft-cs/cifar10", "img", "label"),
+    "cifar-100": ("uoft-cs/cifar100", "img", "fine_label"),
+    "fashion-mnist": ("zalando-datasets/fashion_mnist", "image", "label"),
+    "mnist": ("ylecun/mnist", "image", "label"),
+}
 
 
-@dataclass(frozen=True)
-class Dataset:
-    """Images: uint8 of shape (n, 28, 28). Labels: int64 of shape (n,), from 0 to 9."""
+def source(data: Data, *, cache_dir: Path, beside: Path) -> Files:
+    """Return the files of the data set that an experiment names; `beside` is the folder of its file.
 
-    train_images: NDArray[np.uint8]
-    train_labels: NDArray[np.int64]
-    test_images: NDArray[np.uint8]
-    test_labels: NDArray[np.int64]
-
-
-class DataSource(Protocol):
-    """A data set whose files lie on the controller."""
-
-    def fingerprint(self) -> str:
-        """Return a hash of the content, without reading it into arrays."""
-
-    def load(self) -> Dataset:
-        """Return the arrays. Raises ExperimentError when a file is missing or corrupt."""
+    Raises ExperimentError when they cannot be had.
+    """
+    if data.source == "debian":
+        return Files(debian_fashion_mnist(cache_dir), data)
+    if data.source == "hub":
+        return Files(_hub(data.name, cache_dir), data)
+    path = (beside / Path(str(data.path)).expanduser()).resolve()
+    if not path.exists():
+        raise ExperimentError(f"data.path: there is no {path}", "write the path relative to the experiment file")
+    return Files(path, data)
 
 
-@dataclass(frozen=True)
-class IdxFolder:
-    """The four gzipped IDX files of MNIST and its relatives. The format: https://yann.lecun.org/exdb/mnist/"""
-
-    folder: Path
-
-    _NAMES = (
-        "train-images-idx3-ubyte.gz",
-        "train-labels-idx1-ubyte.gz",
-        "t10k-images-idx3-ubyte.gz",
-        "t10k-labels-idx1-ubyte.gz",
-    )
-
-    def complete(self) -> bool:
-        """Return whether all four files are there."""
-        return all((self.folder / name).is_file() for name in self._NAMES)
-
-    def fingerprint(self) -> str:
-        """Return a hash over the four files as they are on the disk."""
-        digest = hashlib.sha256()
-        for name in self._NAMES:
-            digest.update(hashlib.sha256(self._bytes(name)).digest())
-        return digest.hexdigest()
-
-    def load(self) -> Dataset:
-        """Return the arrays. Raises ExperimentError when a file is missing or corrupt."""
-        train_images, train_labels, test_images, test_labels = (self._array(name) for name in self._NAMES)
-        for images, labels, part in ((train_images, train_labels, "train"), (test_images, test_labels, "t10k")):
-            if len(images) != len(labels):
-                raise self._corrupt(f"{part}-*", f"{len(images)} images, but {len(labels)} labels")
-        return Dataset(train_images, train_labels.astype(np.int64), test_images, test_labels.astype(np.int64))
-
-    def _bytes(self, name: str) -> bytes:
-        try:
-            return (self.folder / name).read_bytes()
-        except OSError as error:
-            raise self._corrupt(name, error.strerror or "it cannot be read") from error
-
-    def _array(self, name: str) -> NDArray[np.uint8]:
-        try:
-            content = gzip.decompress(self._bytes(name))
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise self._corrupt(name, str(error)) from error
-        tail = (28, 28) if "images" in name else ()
-        header = 8 + 4 * len(tail)
-        magic = 0x800 + 1 + len(tail)  # unsigned bytes, and the number of dimensions
-        sizes = np.frombuffer(content[:header], dtype=">u4") if len(content) >= header else np.zeros(1)
-        if sizes[0] != magic:
-            raise self._corrupt(name, "it has no IDX header of the expected kind")
-        shape = tuple(int(size) for size in sizes[1:])
-        if shape[1:] != tail:
-            raise self._corrupt(name, f"its images are {shape[1:]}, not {tail}")
-        if len(content) - header != np.prod(shape):
-            raise self._corrupt(name, f"{len(content) - header} bytes of data, but the header says {np.prod(shape)}")
-        array = np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
-        if not tail and array.max(initial=0) > 9:
-            raise self._corrupt(name, f"it has the label {array.max()}, the highest is 9")
-        return array
-
-    def _corrupt(self, name: str, what: str) -> ExperimentError:
-        return ExperimentError(
-            f"{self.folder / name}: the data set cannot be used: {what}",
-            f"remove {self.folder} and run again, it is fetched anew; if a package put it there, reinstall the package",
-        )
-
-
-def debian_fashion_mnist(cache_dir: Path) -> IdxFolder:
-    """Return Fashion-MNIST from Debian's package `dataset-fashion-mnist`.
+def debian_fashion_mnist(cache_dir: Path) -> Path:
+    """Return the folder of Fashion-MNIST from Debian's package `dataset-fashion-mnist`.
 
     The installed package is used, else the package is fetched with apt (root is not needed) and unpacked into
     `cache_dir`/data/fashion-mnist.
     """
     package, inside = "dataset-fashion-mnist", Path("usr/share/datasets/fashion-mnist")
-    cached = IdxFolder(cache_dir.resolve() / "data/fashion-mnist")
-    for source in (cached, IdxFolder(Path("/") / inside)):
-        if source.complete():
-            return source
-    by_hand = f"or copy the four *-ubyte.gz files of Fashion-MNIST into {cached.folder}"
+    cached = cache_dir.resolve() / "data/fashion-mnist"
+    for folder in (cached, Path("/") / inside):
+        if all((folder / f"{name}-ubyte.gz").is_file() for name in _IDX):
+            return folder
+    by_hand = f"or copy the four *-ubyte.gz files of Fashion-MNIST into {cached}"
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise ExperimentError(
             f"the data set comes from the Debian package {package}, but there is no apt-get here",
             f"use a controller with Debian or Ubuntu, {by_hand}",
         )
-    cached.folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cached.folder.parent, prefix=".") as temporary:
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".") as temporary:
         root = Path(temporary)
         try:
             _apt_download(package, root)
@@ -133,8 +65,8 @@ def debian_fashion_mnist(cache_dir: Path) -> IdxFolder:
                 f"the Debian package {package} cannot be fetched: {said[-1]}",
                 f"check the network and apt's sources, install {package}, {by_hand}",
             ) from error
-        shutil.rmtree(cached.folder, ignore_errors=True)
-        (root / inside).rename(cached.folder)
+        shutil.rmtree(cached, ignore_errors=True)
+        (root / inside).rename(cached)
     return cached
 
 
@@ -157,4 +89,33 @@ def _run(command: list[str], folder: Path) -> None:
     )
 
 
-SOURCES: dict[tuple[str, str], Callable[[Path], DataSource]] = {("fashion-mnist", "debian"): debian_fashion_mnist}
+def _hub(name: str, cache_dir: Path) -> Path:
+    """Return an .npz file with a data set of the Hugging Face hub, which is fetched with Flower Datasets, once."""
+    file = cache_dir / "data/hub" / f"{name}.npz"
+    if file.is_file():
+        return file
+    try:
+        from flwr_datasets import FederatedDataset
+    except ImportError as error:
+        raise ExperimentError(
+            "the source hub needs the Python package flwr-datasets, with its extra vision, and it is not here",
+            "install it beside fltestbed: pip install 'fltestbed[hub]'",
+        ) from error
+    repository, inputs, labels = _REPOSITORIES[name]
+    arrays = {}
+    try:
+        whole = FederatedDataset(dataset=repository, partitioners={})
+        for part in ("train", "test"):
+            rows = whole.load_split(part)
+            arrays[f"x_{part}"] = np.stack([np.asarray(image) for image in rows[inputs]])
+            arrays[f"y_{part}"] = np.asarray(rows[labels])
+    except Exception as error:  # whatever the hub's client raises: there is no root of its errors
+        raise ExperimentError(
+            f"{repository} cannot be fetched from the hub: {error}",
+            "check the network, or bring the files by hand and write source: folder",
+        ) from error
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_suffix(".new.npz")
+    np.savez(temporary, allow_pickle=False, **arrays)
+    temporary.replace(file)
+    return file

@@ -86,14 +86,19 @@ def find_experiment(name: str) -> Path:
 
     Raises ExperimentError with the nearest names.
     """
-    places = [Path.cwd() / "experiments", content_dir() / "experiments"]
-    for file in (Path(name).expanduser(), *(place / f"{name}.yml" for place in places)):
-        if file.is_file():
+    known = experiment_files()
+    for file in (Path(name).expanduser(), known.get(name)):
+        if file and file.is_file():
             return file.resolve()
-    known = {file.stem for place in places if place.is_dir() for file in place.glob("*.yml")}
     raise ExperimentError(
         f"there is no experiment {name!r}", f"give a file's path or a known name: {nearest(name, known)}"
     )
+
+
+def experiment_files() -> dict[str, Path]:
+    """Return the files in ./experiments and the packaged ones by name; one of ./experiments hides another's."""
+    places = [content_dir() / "experiments", Path.cwd() / "experiments"]
+    return {file.stem: file for place in places for file in sorted(place.glob("*.yml"))}
 
 
 def find_run(name: str) -> Path:

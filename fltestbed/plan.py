@@ -9,18 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from fltestbed import app as flower_app
-from fltestbed import experiment, partition
+from fltestbed import datasets, experiment, partition
 from fltestbed.app import App, Value
-from fltestbed.datasets import SOURCES
 from fltestbed.errors import AppError, ExperimentError
 from fltestbed.experiment import Experiment
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run. `experiment` is None for an app that goes without; `run_config` is what Flower hands to it."""
+    """What is to be run. `experiment` is None for an app that goes without; `run_config` is what Flower hands to it.
+
+    `folder` is the experiment file's, which its paths are relative to.
+    """
 
     name: str
+    folder: Path
     experiment: Experiment | None
     app: App
     run_config: Mapping[str, Value]
@@ -50,7 +53,7 @@ def resolve(file: Path | None, settings: Sequence[str], *, app: Path | None, con
         apps_keys = set(found.config)
     run_config = given | found.overrides(apps, apps_keys, also=experiment.KEYS if wanted else ())
     name = wanted.name if wanted else re.sub("[^a-z0-9]+", "-", found.name.lower()).strip("-")[:60]
-    return Plan(name, wanted, found, run_config)
+    return Plan(name, file.parent if file else Path(), wanted, found, run_config)
 
 
 def prepare(plan: Plan, clients: Sequence[Mapping[str, str]], *, cache_dir: Path) -> dict[str, Any]:
@@ -83,7 +86,7 @@ def prepare(plan: Plan, clients: Sequence[Mapping[str, str]], *, cache_dir: Path
         return prepared
     wanted.require_clients(len(clients))
     partitions, made = partition.ensure(
-        SOURCES[wanted.data.name, wanted.data.source](cache_dir),
+        datasets.source(wanted.data, cache_dir=cache_dir, beside=plan.folder),
         wanted.partitioner,
         seed=wanted.seed,
         clients=len(clients),

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import cast
 
 import numpy as np
 import torch
@@ -62,31 +63,37 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
     threads = limits.threads()
     torch.set_num_threads(threads)
 
+    momentum = float(run_config["momentum"])
     seed, server_round = int(run_config["seed"]), int(str(config["server-round"]))
     rng = np.random.default_rng([seed, int(context.node_config["partition-id"]), server_round])
-    model = models.create(str(run_config["model"]), seed)
+    model = models.create(str(run_config["model"]), seed, shard["train_inputs"].shape[1:], int(shard["classes"]))
     model.load_state_dict(content.array_records["arrays"].to_torch_state_dict())
     examples = max(1, int(len(shard["train_labels"]) * settings.data_fraction))
     chosen = rng.permutation(len(shard["train_labels"]))[:examples]
 
     print(f"round {server_round}: training on {examples} examples", flush=True)
     began = time.monotonic()
-    train_loss = models.train(
+    trained = models.train(
         model,
-        shard["train_images"][chosen],
+        shard["train_inputs"][chosen],
         shard["train_labels"][chosen],
         epochs=settings.local_epochs,
         batch_size=settings.batch_size,
         learning_rate=settings.learning_rate,
-        momentum=float(run_config["momentum"]),
+        momentum=momentum,
+        optimizer=str(run_config["optimizer"]),
+        proximal_mu=float(cast(float, config.get("proximal-mu", 0.0))),
         rng=rng,
     )
     train_seconds = time.monotonic() - began
-    loss, accuracy = models.evaluate(model, shard["held_out_images"], shard["held_out_labels"])
+    loss, accuracy = models.evaluate(model, shard["held_out_inputs"], shard["held_out_labels"])
     figures = {
         "num-examples": examples,
         "train-seconds": train_seconds,
-        "train-loss": train_loss,
+        "train-loss": trained.loss,
+        "rms-loss": trained.rms_loss,
+        "steps": trained.steps,
+        "momentum": momentum,
         "loss": loss,
         "accuracy": accuracy,
         "eval-examples": len(shard["held_out_labels"]),

@@ -15,7 +15,8 @@ from testbed_app.errors import AppError
 def load(sha256: str) -> dict[str, NDArray[Any]]:
     """Return the arrays of the file with this hash: a client's shard or the server's test set.
 
-    The folder is $FLTESTBED_DATA, or /data. Images are uint8 of shape (n, 28, 28), labels int64 of shape (n,).
+    The folder is $FLTESTBED_DATA, or /data. Inputs are images, uint8 of shape (n, channels, height, width), or tokens
+    of shape (n, length); labels are int64 of shape (n,), from 0 to `classes` - 1.
     Raises AppError when the file is missing or is another one.
     """
     path = Path(os.environ.get("FLTESTBED_DATA", "/data")) / f"{sha256}.npz"

@@ -76,6 +76,14 @@ class Node:
     activated: str
 
 
+@dataclass(frozen=True)
+class Late:
+    """A client that still works on a round that went on without it, at most until `until`, a monotonic time."""
+
+    node: Node
+    until: float
+
+
 class Rounds:
     """The rounds of one run."""
 
@@ -85,8 +93,15 @@ class Rounds:
         self._experiment: Mapping[str, Any] = plan["experiment"]
         self._clients: dict[str, Mapping[str, Any]] = {client["client"]: client for client in plan["clients"]}
         self._test_set = data.load(plan["test_set"]["sha256"])
-        self._model = models.create(self._experiment["model"], self._experiment["seed"])
-        self._strategy = strategies.create(self._experiment["strategy"])
+        self._model = models.create(
+            self._experiment["model"],
+            self._experiment["seed"],
+            self._test_set["inputs"].shape[1:],
+            int(self._test_set["classes"]),
+        )
+        self._strategy = strategies.create(self._experiment["strategy"], self._experiment["train"]["learning_rate"])
+        self._least = self._strategy.min_train_nodes
+        self._late: dict[str, Late] = {}  # by the ids of their messages
 
     def run(self) -> None:
         """Wait for the clients and lead all rounds. Raises AppError when the run has to end before."""
@@ -119,7 +134,7 @@ class Rounds:
         trained, _ = self._strategy.aggregate_train(number, [replies[client] for client in sorted(replies)])
         arrays = trained or arrays
         self._model.load_state_dict(arrays.to_torch_state_dict())
-        loss, accuracy = models.evaluate(self._model, self._test_set["images"], self._test_set["labels"])
+        loss, accuracy = models.evaluate(self._model, self._test_set["inputs"], self._test_set["labels"])
         ok = [row for row in rows if row["failure"] is None]
         self._recorder.round(
             {
@@ -147,7 +162,9 @@ class Rounds:
 
     def _send(self, number: int, arrays: ArrayRecord, nodes: list[Node]) -> dict[str, Node]:
         """Let the strategy choose clients and send them the arrays. Return the nodes by the id of their message."""
+        nodes = self._free(nodes)
         candidates = cast(Grid, strategies.Candidates(node.node_id for node in nodes))
+        self._strategy.min_train_nodes = min(self._least, len(nodes))
         messages = list(self._strategy.configure_train(number, arrays, ConfigRecord(), candidates))
         of_id = {node.node_id: node for node in nodes}
         chosen = [of_id[message.metadata.dst_node_id] for message in messages]
@@ -163,16 +180,22 @@ class Rounds:
         return dict(zip(ids, chosen, strict=True))
 
     def _replies(self, sent: dict[str, Node]) -> Iterator[tuple[Node, Message | str]]:
-        """Yield every node of `sent` as soon as it has replied, or with the reason why it never will."""
+        """Yield every node of `sent` as soon as it has replied, or with the reason why its reply does not count."""
         timeout = self._experiment["round_timeout"]
-        deadline = time.monotonic() + timeout
-        look = 0.0
+        began, look, good = time.monotonic(), 0.0, 0
+        goal, seconds = len(sent), timeout
+        if isinstance(self._strategy, strategies.Deadline):
+            goal, seconds = self._strategy.goal, min(timeout, self._strategy.seconds or timeout)
         while sent:
             for reply in self._grid.pull_messages(list(sent)):
+                good += not reply.has_error()
                 yield sent.pop(reply.metadata.reply_to_message_id), reply
-            if time.monotonic() > deadline:
-                for node in sent.values():
-                    yield node, _timed_out(timeout)
+            over = time.monotonic() - began > seconds
+            if over or good >= goal:
+                late = {message_id: Late(node, began + timeout) for message_id, node in sent.items()}
+                self._late |= late if seconds < timeout or not over else {}
+                why = _timed_out(seconds, timeout) if over else f"not among the first {goal} clients that replied"
+                yield from ((node, why) for node in sent.values())
                 return
             if time.monotonic() > look:
                 look = time.monotonic() + ONLINE_POLL_SECONDS
@@ -180,6 +203,17 @@ class Rounds:
                 for message_id, node in list(sent.items()):
                     if activated.get(node.node_id, node.activated) != node.activated:
                         yield sent.pop(message_id), "its SuperNode was started anew in the middle of the round"
+            time.sleep(POLL_SECONDS)
+
+    def _free(self, nodes: list[Node]) -> list[Node]:
+        """Return the nodes that do not work on an earlier round any more, as soon as there is one."""
+        while True:
+            for reply in self._grid.pull_messages(list(self._late)) if self._late else ():
+                del self._late[reply.metadata.reply_to_message_id]
+            self._late = {key: late for key, late in self._late.items() if late.until > time.monotonic()}
+            busy = {late.node for late in self._late.values()}
+            if free := [node for node in nodes if node not in busy]:
+                return free
             time.sleep(POLL_SECONDS)
 
     def _wait(self, wanted: int) -> list[Node]:
@@ -240,7 +274,7 @@ class Rounds:
             loss = _figures(reply)["train-loss"]
             return f"its loss is {loss} after training: lower the learning rate" if _diverged(loss) else None
         if reply.error.code in EXPIRED:
-            return _timed_out(self._experiment["round_timeout"])
+            return _timed_out(timeout := self._experiment["round_timeout"], timeout)
         if reply.error.code == NODE_UNAVAILABLE:
             return "went offline in the middle of the round: its SuperNode stopped, or the network to it"
         if reply.error.code == CLIENT_APP_CRASHED:
@@ -257,8 +291,8 @@ def _diverged(loss: float | None) -> bool:
     return loss is not None and not math.isfinite(loss)
 
 
-def _timed_out(seconds: float) -> str:
-    return f"no reply within {seconds:g} s (round_timeout)"
+def _timed_out(seconds: float, timeout: float) -> str:
+    return f"no reply within {seconds:g} s ({'round_timeout' if seconds == timeout else 'strategy.seconds'})"
 
 
 def _mean(rows: list[dict[str, Any]], figure: str, weight: str) -> float | None:

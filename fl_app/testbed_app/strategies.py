@@ -1,27 +1,256 @@
 """The strategies, and the view of the grid that they choose clients from."""
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+import math
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, cast
 
-from flwr.serverapp.strategy import FedAvg, Strategy
+import flwr.serverapp.strategy as flower
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
 
 from testbed_app.errors import AppError
 
 
-def _fedavg(fraction_train: float) -> Strategy:
-    return FedAvg(fraction_train=fraction_train, min_train_nodes=1, min_available_nodes=1)
+class Chosen(flower.FedAvg):
+    """Federated averaging of clients that a subclass chooses, and of what it learns of them from their replies."""
+
+    def choose(self, server_round: int, node_ids: Sequence[int], number: int) -> list[int]:
+        """Return the nodes that train in this round; a plain random sample would be `number` of them."""
+        raise NotImplementedError
+
+    def learn(self, server_round: int, asked: Sequence[int], replies: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take note of the figures of the nodes that replied; a node that was asked and is not there failed."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return a message for each node that is chosen."""
+        node_ids = list(grid.get_node_ids())
+        number = min(len(node_ids), max(int(len(node_ids) * self.fraction_train), self.min_train_nodes))
+        self._asked = self.choose(server_round, node_ids, number)
+        config["server-round"] = server_round
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        return self._construct_messages(record, self._asked, "train")
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Average the replies."""
+        replies = list(replies)
+        self.learn(server_round, self._asked, {reply.metadata.src_node_id: metrics(reply) for reply in replies})
+        return super().aggregate_train(server_round, replies)
 
 
-STRATEGIES: dict[str, Callable[..., Strategy]] = {"fedavg": _fedavg}
+class FedNova(flower.FedAvg):
+    """Averages what the clients did a step, and goes as many steps as they did on average.
+
+    Wang et al., Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization, NeurIPS 2020. A
+    client's steps are counted as `effective_steps` does.
+    """
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Keep the global model, which the replies are compared with."""
+        self._global = {name: array.numpy() for name, array in arrays.items()}
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the global model after a normalized step."""
+        replies = list(replies)
+        averaged, figures = super().aggregate_train(server_round, replies)
+        if averaged is None:
+            return averaged, figures
+        told = [metrics(reply) for reply in replies]
+        examples = np.array([each["num-examples"] for each in told], dtype=float)
+        shares = examples / examples.sum()
+        steps = np.array([effective_steps(each["steps"], each["momentum"]) for each in told])
+        weights = shares * (shares @ steps) / steps  # of each client's change
+        changed = {}
+        for name, before in self._global.items():
+            changes = (
+                weight * (reply.content.array_records["arrays"][name].numpy() - before)
+                for weight, reply in zip(weights, replies, strict=True)
+            )
+            changed[name] = Array(np.asarray(before + sum(changes), dtype=before.dtype))
+        return ArrayRecord(changed), figures
 
 
-def create(wanted: Mapping[str, Any]) -> Strategy:
-    """Return the strategy `name` with the other entries as its arguments. Raises AppError for an unknown name."""
+def effective_steps(steps: float, momentum: float) -> float:
+    """Return the 1-norm of the factors that each step's gradient enters the result with, for SGD with momentum.
+
+    Section 3 of FedNova's paper; without momentum, it is the number of steps.
+    """
+    return (steps - momentum * (1 - momentum**steps) / (1 - momentum)) / (1 - momentum)
+
+
+class TiFL(Chosen):
+    """Sorts the clients into tiers by how long they train, and has each round trained by clients of one tier.
+
+    Chai et al., TiFL: A Tier-based Federated Learning System, HPDC 2020. The first round asks all clients, to time
+    them. A client that fails counts as the slowest. Every `interval` rounds the tiers' chances are set anew: the lower
+    a tier's accuracy when it trained last, the larger. `credits` bounds the rounds of a tier, until none has any left.
+    """
+
+    def __init__(self, tiers: int, interval: int, credits: int | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._number = tiers
+        self._interval = interval
+        self._seconds: dict[int, float] = {}
+        self._accuracies: dict[int, float] = {}
+        self._chances: list[float] = [1.0] * tiers
+        self._credits: list[float] = [math.inf if credits is None else credits] * tiers
+
+    def tiers(self) -> list[list[int]]:
+        """Return the nodes that are known, the fastest tier first; tiers differ by one node at most."""
+        ordered = sorted(self._seconds, key=lambda node: (self._seconds[node], node))
+        return [part.tolist() for part in np.array_split(np.array(ordered, dtype=object), self._number)]
+
+    def choose(self, server_round: int, node_ids: Sequence[int], number: int) -> list[int]:
+        """Return clients that were not timed yet, if there are any, else a sample of one tier."""
+        if unknown := [node for node in node_ids if node not in self._seconds]:
+            self._tier = None
+            return unknown
+        if server_round % self._interval == 0:
+            self._chances = [1 - self._accuracies.get(tier, 0.0) for tier in range(self._number)]
+        online = [[node for node in tier if node in set(node_ids)] for tier in self.tiers()]
+        able = [tier for tier in range(self._number) if online[tier]]
+        rich = [tier for tier in able if self._credits[tier] > 0] or able
+        chances = [max(self._chances[tier], 1e-9) for tier in rich]
+        self._tier = random.choices(rich, chances)[0]  # noqa: S311
+        self._credits[self._tier] -= 1
+        return random.sample(online[self._tier], min(number, len(online[self._tier])))
+
+    def learn(self, server_round: int, asked: Sequence[int], replies: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take note of times and accuracies."""
+        for node in asked:
+            self._seconds[node] = replies[node]["train-seconds"] if node in replies else math.inf
+        if self._tier is not None and replies:
+            self._accuracies[self._tier] = float(np.mean([told["accuracy"] for told in replies.values()]))
+
+
+class Oort(Chosen):
+    """Chooses clients whose losses are large and who are fast enough, and for a share of the places unknown ones.
+
+    Lai et al., Oort: Efficient Federated Learning via Guided Participant Selection, OSDI 2021. As there, a client's
+    utility is its number of examples times the root mean square of their losses, plus an allowance that grows while it
+    is not chosen; one that takes longer than the preferred time is marked down by the power `penalty` of the ratio.
+    Unlike there, the preferred time is a percentile of the known ones, without a pacer, and the most useful clients are
+    taken, without a lottery among those near the cut.
+    """
+
+    def __init__(
+        self,
+        exploration: float,
+        exploration_decay: float,
+        exploration_min: float,
+        preferred_percentile: float,
+        penalty: float,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(**arguments)
+        self._exploration = exploration
+        self._decay = exploration_decay
+        self._least = exploration_min
+        self._percentile = preferred_percentile
+        self._penalty = penalty
+        self._known: dict[int, tuple[float, float, int]] = {}  # utility, seconds, round
+
+    def choose(self, server_round: int, node_ids: Sequence[int], number: int) -> list[int]:
+        """Return unknown clients, a share of them that falls from round to round, and the most useful of the others."""
+        known = [node for node in node_ids if node in self._known]
+        unknown = [node for node in node_ids if node not in self._known]
+        explored = min(len(unknown), max(round(self._exploration * number), number - len(known)))
+        self._exploration = max(self._least, self._exploration * self._decay)
+        useful = sorted(known, key=lambda node: (-self.utility(node, server_round), node))
+        return random.sample(unknown, explored) + useful[: number - explored]
+
+    def utility(self, node: int, server_round: int) -> float:
+        """Return how much a round with this client, which is known, promises."""
+        statistical, seconds, last = self._known[node]
+        utility = statistical + math.sqrt(0.1 * math.log(server_round) / last)
+        preferred = float(np.percentile([each for _, each, _ in self._known.values()], self._percentile))
+        return utility * (preferred / seconds) ** self._penalty if seconds > preferred else utility
+
+    def learn(self, server_round: int, asked: Sequence[int], replies: Mapping[int, Mapping[str, Any]]) -> None:
+        """Take note of losses and times; a client that failed is of no use until all others were tried."""
+        for node in asked:
+            told = replies.get(node)
+            useful = told["num-examples"] * told["rms-loss"] if told else 0.0
+            self._known[node] = (useful, told["train-seconds"] if told else 1.0, server_round)
+
+
+class Deadline(flower.FedAvg):
+    """Asks `over_selection` times as many clients as are needed, and averages those that reply first.
+
+    Bonawitz et al., Towards Federated Learning at Scale: System Design, MLSys 2019. With `seconds`, a round also ends
+    after that time, with whoever has replied.
+    """
+
+    def __init__(self, over_selection: float, seconds: float | None, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.seconds = seconds
+        self._wanted = self.fraction_train
+        self._over = over_selection
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return a message for each client, those included that are only asked in case."""
+        online = len(list(grid.get_node_ids()))
+        self.goal = min(online, max(int(online * self._wanted), self.min_train_nodes))
+        self.fraction_train = min(1.0, math.ceil(self.goal * self._over) / online)
+        return super().configure_train(server_round, arrays, config, grid)
+
+
+FLOWER: dict[str, type[flower.FedAvg]] = {
+    name.lower(): getattr(flower, name)
+    for name in (
+        "FedAvg",
+        "FedAvgM",
+        "FedAdagrad",
+        "FedAdam",
+        "FedYogi",
+        "FedProx",
+        "FedMedian",
+        "FedTrimmedAvg",
+        "Krum",
+        "MultiKrum",
+        "Bulyan",
+    )
+}
+STRATEGIES: dict[str, Callable[..., flower.FedAvg]] = {
+    **FLOWER,
+    "fednova": FedNova,
+    "tifl": TiFL,
+    "oort": Oort,
+    "deadline": Deadline,
+}
+
+
+def create(wanted: Mapping[str, Any], learning_rate: float) -> flower.FedAvg:
+    """Return the strategy `name` with the other entries as its arguments. Raises AppError for an unknown name.
+
+    `learning_rate` is that of the clients: qfedavg scales by it.
+    """
     arguments = dict(wanted)
     name = arguments.pop("name")
+    arguments["min_train_nodes"] = arguments.pop("min_train_clients", 1)
+    arguments["min_available_nodes"] = 1
+    if name == "qfedavg":
+        return flower.QFedAvg(learning_rate, train_loss_key="train-loss", **arguments)
     if name not in STRATEGIES:
-        raise AppError(f"there is no strategy {name!r}; the app has {', '.join(STRATEGIES)}")
+        raise AppError(f"there is no strategy {name!r}; the app has {', '.join(sorted([*STRATEGIES, 'qfedavg']))}")
     return STRATEGIES[name](**arguments)
+
+
+def metrics(reply: Message) -> Mapping[str, Any]:
+    """Return the figures in a client's reply."""
+    return cast(Mapping[str, Any], reply.content.metric_records["metrics"])
 
 
 class Candidates:

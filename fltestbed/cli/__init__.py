@@ -15,6 +15,7 @@ from fltestbed.cli._render import explain
 from fltestbed.cli.check import check
 from fltestbed.cli.compare import compare
 from fltestbed.cli.down import down
+from fltestbed.cli.experiments import experiments
 from fltestbed.cli.init import init
 from fltestbed.cli.logs import logs
 from fltestbed.cli.open import open_
@@ -24,6 +25,7 @@ from fltestbed.cli.revoke import revoke
 from fltestbed.cli.run import run
 from fltestbed.cli.status import status
 from fltestbed.cli.stop import stop
+from fltestbed.cli.sweep import sweep
 from fltestbed.cli.up import up
 from fltestbed.cli.watch import watch
 from fltestbed.errors import Cancelled, FltestbedError
@@ -39,7 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lab.app, name="lab")
-for command in (init, check, plan, up, run, report, compare, status, logs, stop, revoke, down):
+for command in (init, check, plan, up, experiments, run, sweep, report, compare, status, logs, stop, revoke, down):
     app.command()(command)
 app.command("open")(open_)
 app.command()(watch)

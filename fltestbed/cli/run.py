@@ -3,10 +3,10 @@
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -20,10 +20,13 @@ from fltestbed.cli._options import (
 )
 from fltestbed.cli._render import Rows, cell, show
 from fltestbed.cli._verbs import Options, alone, ask_password, play
-from fltestbed.errors import Cancelled, FltestbedError, RunFailed
+from fltestbed.errors import Cancelled, ExperimentError, FltestbedError, RunFailed
 from fltestbed.inventory import Testbed, load
 from fltestbed.paths import content_dir, find_experiment, find_inventory, runs_dir
 from fltestbed.runner import Event
+
+if TYPE_CHECKING:
+    from fltestbed.plan import Plan
 
 _ROUND = ("round", "seconds", "clients_ok", "clients_failed", "server_accuracy", "server_loss", "client_accuracy")
 
@@ -32,6 +35,12 @@ def _check_name(name: str) -> str:
     if name and not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,59}", name):
         raise typer.BadParameter("use a to z, 0 to 9 and hyphens, at most 60 characters")
     return name
+
+
+def absolute(setting: str) -> str:
+    """Return a setting whose path, which is relative to the working directory, became absolute."""
+    key, _, path = setting.partition("=")
+    return f"{key}={Path(path).expanduser().absolute()}" if key == "data.path" else setting
 
 
 def run(
@@ -64,29 +73,52 @@ def run(
     """
     from fltestbed.plan import resolve
 
+    settings = [absolute(setting) for setting in settings or []]
     testbed = load(find_inventory(inventory))
     file = find_experiment(experiment) if experiment else None
-    plan = resolve(file, settings or [], app=app, content_dir=content_dir())
+    plan = resolve(file, settings, app=app, content_dir=content_dir())
     if plan.experiment:
         plan.experiment.require_clients(len(testbed.clients))
-    run_name = f"{datetime.now():%Y%m%d-%H%M%S}-{name or plan.name}"
+        if plan.experiment.sweep or plan.experiment.repeats > 1:
+            raise ExperimentError(
+                f"{file}: is of many runs, as it has sweep or repeats",
+                f"fltestbed sweep {experiment} runs them; --set sweep=null --set repeats=1 runs one",
+            )
+    options = Options(verbose=verbose, become_password=ask_password(ask_become_pass))
     with alone(testbed):
-        _train(
-            testbed,
-            Options(verbose=verbose, become_password=ask_password(ask_become_pass)),
-            {
-                "experiment_file": str(file or ""),
-                "app_dir": str(plan.app.path),
-                "experiment_settings": settings or [],
-                "run_name": run_name,
-                "runs_dir": str(runs_dir()),
-            },
-            rounds=plan.experiment.rounds if plan.experiment else 0,
-            output=output,
-        )
+        train(testbed, options, plan, file, settings, name=name or plan.name, output=output)
 
 
-def _train(testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], *, rounds: int, output: Format) -> None:
+def train(
+    testbed: Testbed,
+    options: Options,
+    plan: "Plan",
+    file: Path | None,
+    settings: Sequence[str],
+    *,
+    name: str,
+    output: Format | None,
+) -> Path:
+    """Run a plan on a testbed that nobody else uses, and return the folder of the results.
+
+    What came back is shown with `output`, if any.
+    """
+    run_name = f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+    extra_vars = {
+        "experiment_file": str(file or ""),
+        "app_dir": str(plan.app.path),
+        "experiment_settings": list(settings),
+        "run_name": run_name,
+        "runs_dir": str(runs_dir()),
+    }
+    rounds = plan.experiment.rounds if plan.experiment else 0
+    _train(testbed, options, extra_vars, rounds=rounds, output=output)
+    return runs_dir() / run_name
+
+
+def _train(
+    testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], *, rounds: int, output: Format | None
+) -> None:
     """Run the experiment; show what came back, whatever became of it."""
     folder = Path(extra_vars["runs_dir"]) / extra_vars["run_name"]
     try:
@@ -94,7 +126,8 @@ def _train(testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], *,
     except Cancelled:
         _stop(testbed, options, extra_vars, folder)
     if folder.is_dir():
-        show(summary(folder), output)
+        if output:
+            show(summary(folder), output)
         print(f"results: {folder}", file=sys.stderr)
         _conclude(testbed, folder)
     if (folder / "run.json").exists():

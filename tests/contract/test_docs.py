@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
@@ -18,7 +18,7 @@ import yaml
 from pydantic import BaseModel
 
 from fltestbed.cli import app
-from fltestbed.experiment import Experiment, _keys
+from fltestbed.experiment import KNOWN, Experiment, Partitioner, Strategy, _keys
 from fltestbed.inventory import CLIENT_KEYS
 
 ROOT = Path(__file__).parents[2]
@@ -175,16 +175,62 @@ def test_every_key_of_an_experiment_is_explained_with_its_default() -> None:
     page = (ROOT / "docs/how-to-write-an-experiment.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", page, re.MULTILINE))
     containers = {name for name, field in Experiment.model_fields.items() if isinstance(field.default, BaseModel)}
-    assert set(rows) == set(_keys(Experiment)) - containers
-    filled = Experiment.model_validate({"name": "x", "partitioner": {"name": "dirichlet"}}).model_dump()
+    elsewhere = {f"partitioner.{key}" for kind in kinds(Partitioner) for key in kind.model_fields} | {
+        f"strategy.{key}" for kind in kinds(Strategy) for key in kind.model_fields
+    }
+    here = {"partitioner.name", "strategy.name", "strategy.fraction_train", "strategy.min_train_clients"}
+    assert set(rows) == set(_keys(Experiment)) - containers - (elsewhere - here)
+    filled = Experiment.model_validate({"name": "x"}).model_dump()
     for key, shown in rows.items():
         value: Any = filled
         for part in key.split("."):
             value = value[part]
-        if shown.startswith("`") and key != "partitioner.name":
+        if shown.startswith("`"):
             assert yaml.safe_load(shown.strip("`")) == value, key
         else:
-            assert shown in {"name": "required", "description": "empty", "min_clients": "all"}.get(key, "`iid`"), key
+            words = {
+                "name": "required",
+                "description": "empty",
+                "min_clients": "all",
+                "data.path": "none",
+                "sweep": "none",
+            }
+            assert shown == words[key], key
+
+
+def kinds(union: Any) -> list[type[BaseModel]]:
+    """Return the alternatives of an annotated union."""
+    return list(get_args(get_args(union)[0]))
+
+
+@pytest.mark.parametrize(("heading", "union"), [("Partitioners", Partitioner), ("Strategies", Strategy)])
+def test_every_argument_is_explained_with_its_default(heading: str, union: Any) -> None:
+    page = (ROOT / "docs/reference-experiments.md").read_text(encoding="utf-8")
+    text = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    shown = {
+        name: {key: yaml.safe_load(value) for key, value in re.findall(r"`([a-z_0-9]+)=([^`]+)`", cell)}
+        for name, cell in re.findall(r"^\| `([a-z-]+)` \| (.*?) \|", text, re.MULTILINE)
+    }
+    assert shown == {
+        get_args(kind.model_fields["name"].annotation)[0]: {
+            key: field.default
+            for key, field in kind.model_fields.items()
+            if key not in ("name", "fraction_train", "min_train_clients")
+        }
+        for kind in kinds(union)
+    }
+
+
+def test_every_shipped_experiment_is_explained() -> None:
+    assert names("reference-experiments.md", "Ready experiments") == {
+        file.stem for file in (ROOT / "experiments").iterdir()
+    }
+
+
+def test_every_model_and_data_set_is_explained() -> None:
+    models = {path.stem.replace("_", "-") for path in (ROOT / "fl_app/testbed_app/nets").glob("[!_]*.py")}
+    assert names("reference-experiments.md", "Models") == models
+    assert names("reference-experiments.md", "Data sets") >= set(KNOWN)
 
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS, ids=relative)

@@ -546,7 +546,11 @@ BAD_EXPERIMENTS: list[tuple[str, str, str]] = [
         "write a number of at most 1",
     ),
     ("name: mine\ntrain: 32", "mine.yml:2: train: cannot be 32", "write keys and values, as in {batch_size: 32}"),
-    ("name: mine\npartitioner: {name: lda}", "mine.yml:2: partitioner: there is no 'lda'", "known are dirichlet, iid"),
+    (
+        "name: mine\npartitioner: {name: lda}",
+        "mine.yml:2: partitioner: there is no 'lda'",
+        "known are by-group, dirichlet, emd, iid, limit-labels, n-labels, q-sampler, quantity",
+    ),
     (
         "name: mine\npartitioner: {name: dirichlet, alpha: 0}",
         "mine.yml:2: partitioner.alpha: cannot be 0",
@@ -566,14 +570,38 @@ BAD_EXPERIMENTS: list[tuple[str, str, str]] = [
     ("name: mine\ndescription: [a, b]", "mine.yml:2: description: cannot be ['a', 'b']", "write a text"),
     (
         "name: mine\ndata: {name: fashon-mnist}",
-        "mine.yml:2: data.name: there is no 'fashon-mnist'",
+        "mine.yml:2: data.name: there is no 'fashon-mnist' in the source debian",
         "did you mean fashion-mnist?",
     ),
-    ("name: mine\ndata: {source: elsewhere}", "mine.yml:2: data.source: there is no 'elsewhere'", "known are debian"),
+    (
+        "name: mine\ndata: {source: elsewhere}",
+        "mine.yml:2: data.source: there is no 'elsewhere'",
+        "known are debian, folder, hub",
+    ),
+    (
+        "name: mine\ndata: {source: folder, name: mnist}",
+        "mine.yml:2: data.path: is missing",
+        "write where the data lie, as in {source: folder, path: ../data/mnist}",
+    ),
+    (
+        "name: mine\ndata: {source: hub, name: mnist, path: here}",
+        "mine.yml:2: data.path: the source hub has no path",
+        "take it out, or write source: folder",
+    ),
+    (
+        "name: mine\nstrategy: {name: fednova}\ntrain: {optimizer: adam}",
+        "mine.yml:3: train: fednova counts the steps of SGD, and train.optimizer is adam",
+        "write train.optimizer: sgd, or another strategy",
+    ),
+    (
+        "name: mine\nstrategy: {name: fedtrimmedavg, beta: 0.5}",
+        "mine.yml:2: strategy.beta: cannot be 0.5",
+        "write a number below 0.5",
+    ),
     (
         "name: mine\nstrategy: {name: fedavgg}",
-        "mine.yml:2: strategy.name: there is no 'fedavgg'",
-        "did you mean fedavg?",
+        "mine.yml:2: strategy: there is no 'fedavgg'",
+        "did you mean fedavg or qfedavg or fedavgm?",
     ),
     ("name: mine\nmin_clients: 0", "mine.yml:2: min_clients: cannot be 0", "write a number of at least 1"),
     ("name: mine\nround_timeout: -1", "mine.yml:2: round_timeout: cannot be -1", "write a number above 0"),

@@ -370,6 +370,58 @@ def test_a_run_that_did_not_finish_exits_with_7_and_shows_what_it_has(cli: Cli) 
     assert "error: the run is failed: too few" in err
 
 
+SWEPT = """
+sys.path.insert(0, params['b'])
+from pathlib import Path
+from fltestbed import experiment
+plan, folder = params['a'], Path(params['c'])
+wanted = experiment.load(Path(plan['file']), plan['settings'])
+clients = [{'device': name, 'client': name} for name in ('pi-1', 'pi-2')]
+if wanted.train.batch_size == 16 and not Path('mended').exists():
+    status = {'status': 'failed', 'reason': 'too small', 'updated': '2026-01-01T10:00:02.000+00:00'}
+    (folder / 'run.json').write_text(json.dumps(status))
+(folder / 'experiment.json').write_text(json.dumps({'experiment': wanted.model_dump(), 'clients': clients}))
+result = {}
+"""
+
+
+def test_a_sweep_runs_what_is_not_finished_and_compares(cli: Cli) -> None:
+    cli.module("testbed_run", RUN)
+    cli.module("testbed_experiment", SWEPT.replace("Path('mended')", f"Path('{cli.cwd}/mended')"))
+    call = {
+        "a": {"file": "{{ experiment_file }}", "settings": "{{ experiment_settings }}"},
+        "b": str(cli.content.parent.parent),
+        "c": "{{ runs_dir }}/{{ run_name }}",
+    }
+    python = {"ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+    plan = {"name": "Plan", "testbed_experiment": call, "vars": python}
+    cli.playbook("run", training(1, 2), plan, hosts="superlink")
+    file = cli.content / "experiments" / "many.yml"
+    file.write_text("name: many\nrounds: 2\nseed: 7\nsweep: {train.batch_size: [16, 32]}\nrepeats: 2\n")
+
+    code, out, err = cli("sweep", "many", "--format", "json")
+    assert code == 7, err
+    assert "run 2 of 4 (train.batch_size 16, seed 8): begins" in err
+    assert err.count("error: the run is failed: too small") == 2
+    assert "hint: the same command runs again what has failed" in err
+    assert [(row["train.batch_size"], row["seed"]) for row in json.loads(out)["runs"]] == [(32, 7), (32, 8)]
+
+    (cli.cwd / "mended").touch()
+    code, out, err = cli("sweep", "many", "--format", "json", "--output", "many.html")
+    assert code == 0, err
+    assert (err.count(": begins"), err.count(": finished already")) == (2, 2)
+    rows = json.loads(out)["runs"]
+    assert [(row["train.batch_size"], row["seed"]) for row in rows] == [(16, 7), (16, 8), (32, 7), (32, 8)]
+    assert rows[0]["run"].endswith("-many-1")
+    assert rows[0]["accuracy"] == 0.8
+    assert (cli.cwd / "many.html").exists()
+    assert len(list((cli.cwd / "runs").iterdir())) == 6
+
+    code, _, err = cli("run", "many")
+    assert code == 3
+    assert "is of many runs" in err
+
+
 def test_ctrl_c_in_a_run_stops_it_and_keeps_what_is_there(cli: Cli) -> None:
     cli.module("testbed_run", RUN)
     cli.playbook("run", training(1), shell("exec sleep 60"), hosts="superlink")

@@ -32,6 +32,7 @@ RUN_CONFIG: dict[str, bool | float | int | str] = {
     "run": "r1",
     "model": "cnn",
     "seed": 42,
+    "optimizer": "sgd",
     "momentum": 0.9,
     "batch-size": 32,
     "learning-rate": 0.05,
@@ -140,9 +141,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         train, held_out = slice(0, 200), slice(200, None)
         sha256 = put(
             tmp_path,
-            train_images=images[train],
+            classes=10,
+            train_inputs=images[train, None],
             train_labels=labels[train],
-            held_out_images=images[held_out],
+            held_out_inputs=images[held_out, None],
             held_out_labels=labels[held_out],
         )
         partition = {"id": number, "sha256": sha256, "examples": 200}
@@ -155,13 +157,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "seed": 42,
             "rounds": 2,
             "strategy": {"name": "fedavg", "fraction_train": 1.0},
+            "train": {"learning_rate": 0.05},
             "min_clients": None,
             "client_wait": 0.2,
             "round_timeout": 20,
         },
         "clients": clients,
         "partition_set": "x",
-        "test_set": {"sha256": put(tmp_path, images=images, labels=labels), "examples": 300},
+        "test_set": {"sha256": put(tmp_path, classes=10, inputs=images[:, None], labels=labels), "examples": 300},
     }
     (tmp_path / "r1").mkdir()
     (tmp_path / "r1/experiment.json").write_text(json.dumps(plan))
@@ -226,10 +229,10 @@ def test_a_run_leaves_its_rows_its_state_and_its_model(folder: Path) -> None:
     ended = state(folder)
     assert (ended["status"], ended["reason"], ended["round"], ended["rounds"]) == ("finished", None, 2, 2)
     assert ended["flwr_run_id"] == "77"
-    model = server.models.create("cnn", seed=0)
+    model = server.models.create("cnn", 0, (1, 28, 28), 10)
     model.load_state_dict(server.torch.load(folder / "model.pt"))
     images, labels = images_and_labels(300, seed=9)
-    assert server.models.evaluate(model, images, labels)[1] == rounds[1]["server_accuracy"]
+    assert server.models.evaluate(model, images[:, None], labels)[1] == rounds[1]["server_accuracy"]
     assert {path.name for path in folder.iterdir()} == {
         "clients.jsonl",
         "experiment.json",
@@ -366,3 +369,58 @@ def test_a_port_in_use_costs_only_the_metrics(folder: Path, monkeypatch: pytest.
         monkeypatch.setenv("FLTESTBED_METRICS_PORT", str(taken.getsockname()[1]))
         lead(LocalGrid())
     assert state(folder)["status"] == "finished"
+
+
+def test_a_deadline_goes_on_with_the_first_and_leaves_the_late_alone(folder: Path) -> None:
+    strategy = {"name": "deadline", "over_selection": 2, "seconds": None, "fraction_train": 0.5}
+    change(folder, rounds=3, round_timeout=60, strategy=strategy)
+    lead(LocalGrid(replies={("pi-2", 1): silent}))
+    assert failures(folder) == {("pi-2", 1): "not among the first 1 clients that replied"}
+    assert [(row["clients_selected"], row["clients_ok"]) for row in rows(folder, "rounds")] == [(2, 1), (1, 1), (1, 1)]
+
+
+def test_a_late_client_is_asked_again_once_it_has_replied(folder: Path) -> None:
+    change(folder, rounds=3, round_timeout=60)
+    change(folder, strategy={"name": "deadline", "over_selection": 1, "seconds": 0.2})
+    grid = LocalGrid()
+    kept: list[Message] = []
+
+    def late(message: Message, context: Context) -> None:
+        kept.append(client.app(message, context))
+
+    def brings_the_late_one(message: Message, context: Context) -> Message:
+        grid.waiting["pi-2/1"] = kept.pop()
+        return client.app(message, context)
+
+    grid.replies = {("pi-2", 1): late, ("pi-1", 2): brings_the_late_one}
+    lead(grid)
+    assert failures(folder) == {("pi-2", 1): "no reply within 0.2 s (strategy.seconds)"}
+    assert [(row["clients_selected"], row["clients_ok"]) for row in rows(folder, "rounds")] == [(2, 1), (1, 1), (2, 2)]
+
+
+def test_fewer_clients_than_a_strategy_wants_are_all_asked(folder: Path) -> None:
+    change(folder, min_clients=1, strategy={"name": "fedavg", "fraction_train": 0.1, "min_train_clients": 2})
+    lead(LocalGrid(offline={1: {"pi-2"}}))
+    assert [row["clients_ok"] for row in rows(folder, "rounds")] == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["fednova", "fedprox", "fedadam", "qfedavg", "tifl", "oort"])
+def test_a_strategy_leads_real_clients(folder: Path, name: str) -> None:
+    strategy = {
+        "fedprox": {"proximal_mu": 0.1},
+        "fedadam": {"eta": 0.03, "eta_l": 0.05, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+        "qfedavg": {"q": 0.1},
+        "tifl": {"tiers": 2, "interval": 5, "credits": None},
+        "oort": {
+            "exploration": 0.9,
+            "exploration_decay": 0.98,
+            "exploration_min": 0.2,
+            "preferred_percentile": 50,
+            "penalty": 2,
+        },
+    }.get(name, {})
+    change(folder, rounds=3, strategy={"name": name, "fraction_train": 1.0, "min_train_clients": 1, **strategy})
+    lead(LocalGrid())
+    losses = [row["server_loss"] for row in rows(folder, "rounds")]
+    assert losses[-1] < losses[0]
+    assert not failures(folder)

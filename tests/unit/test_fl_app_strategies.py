@@ -1,0 +1,230 @@
+"""The strategies: what each makes of a round, worked out by hand; and that the schema knows their arguments."""
+
+import inspect
+import random
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "fl_app"))
+
+from testbed_app import strategies
+from testbed_app.errors import AppError
+
+from fltestbed import experiment
+
+TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+
+SCHEMA = {kind.model_fields["name"].annotation: kind for kind in get_args(get_args(experiment.Strategy)[0])}
+SCHEMA = {get_args(name)[0]: kind for name, kind in SCHEMA.items()}
+
+
+def make(name: str, **arguments: Any) -> Any:
+    """Return a strategy with the schema's defaults, as the ServerApp makes it."""
+    return strategies.create(SCHEMA[name](name=name, **arguments).model_dump(), learning_rate=0.5)
+
+
+def arrays(*values: float) -> ArrayRecord:
+    return ArrayRecord({"w": Array(np.array(values, dtype=np.float32))})
+
+
+def ask(strategy: Any, number: int, nodes: list[int], weights: ArrayRecord | None = None) -> list[Message]:
+    grid: Any = strategies.Candidates(nodes)
+    return list(strategy.configure_train(number, weights or arrays(0.0), ConfigRecord(), grid))
+
+
+def answer(message: Message, weights: ArrayRecord | None = None, **figures: float) -> Message:
+    told = {"num-examples": 1, "train-seconds": 1.0, "accuracy": 0.5, "rms-loss": 1.0, "steps": 1, "momentum": 0.0}
+    told |= {name.replace("_", "-"): value for name, value in figures.items()}
+    metrics = MetricRecord({"train-loss": 1.0, **told})
+    message.metadata.__dict__["_message_id"] = str(message.metadata.dst_node_id)
+    return Message(RecordDict({"arrays": weights or arrays(0.0), "metrics": metrics}), reply_to=message)
+
+
+def chosen(messages: list[Message]) -> list[int]:
+    return [message.metadata.dst_node_id for message in messages]
+
+
+def mean_of(strategy: Any, start: float, replies: Mapping[int, tuple[float, dict[str, float]]]) -> float:
+    """Lead a round of one weight; `replies` are the weight and the figures of each node."""
+    messages = ask(strategy, 1, list(replies), arrays(start))
+    answers = [answer(message, arrays(replies[node][0]), **replies[node][1]) for node, message in by_node(messages)]
+    trained, _ = strategy.aggregate_train(1, answers)
+    return float(trained["w"].numpy()[0])
+
+
+def by_node(messages: list[Message]) -> list[tuple[int, Message]]:
+    return sorted((message.metadata.dst_node_id, message) for message in messages)
+
+
+@pytest.mark.parametrize("name", SCHEMA)
+def test_the_schema_has_the_arguments_and_defaults_of_the_strategy(name: str) -> None:
+    fields = {key: field.default for key, field in SCHEMA[name].model_fields.items() if key != "name"}
+    fields["min_train_nodes"] = fields.pop("min_train_clients")
+    if name in strategies.FLOWER:
+        taken = inspect.signature(strategies.FLOWER[name].__init__).parameters
+        kept = set(inspect.signature(strategies.flower.FedAvg.__init__).parameters) | {"selection_rule"}
+        own = {key: parameter.default for key, parameter in taken.items() if key not in kept}
+        differ = {"proximal_mu"}  # 0, Flower's, is plain FedAvg
+        assert {key: own[key] for key in own if key not in differ} == {
+            key: value for key, value in fields.items() if key in own and key not in differ
+        }
+        assert set(fields) == {"fraction_train", "min_train_nodes", *own}
+    strategy = make(name)
+    assert strategy.fraction_train == 1.0
+
+
+def test_every_strategy_of_the_app_is_in_the_schema() -> None:
+    assert set(SCHEMA) == {*strategies.STRATEGIES, "qfedavg"}
+
+
+@pytest.mark.parametrize("name", sorted(SCHEMA))
+def test_every_strategy_leads_a_round(name: str) -> None:
+    """Six clients that all came to the same weight: whatever the rule, it is the weight or a step towards it."""
+    got = mean_of(make(name), 1.0, {node: (2.0, {}) for node in range(6)})
+    assert 1.0 < got <= 2.0 + 1e-6
+
+
+def test_fedavg_weighs_by_examples() -> None:
+    assert mean_of(make("fedavg"), 0.0, {1: (1.0, {"num_examples": 1}), 2: (5.0, {"num_examples": 3})}) == 4.0
+
+
+def test_fedprox_tells_the_clients_mu() -> None:
+    (message,) = ask(make("fedprox", proximal_mu=0.3), 1, [7])
+    assert message.content.config_records["config"]["proximal-mu"] == 0.3
+
+
+def test_fedmedian_and_fedtrimmedavg_leave_outliers() -> None:
+    replies = {node: (weight, {}) for node, weight in enumerate([1.0, 2.0, 3.0, 4.0, 1000.0])}
+    assert mean_of(make("fedmedian"), 0.0, replies) == 3.0
+    assert mean_of(make("fedtrimmedavg", beta=0.2), 0.0, replies) == 3.0
+
+
+def test_fednova_normalizes_by_steps() -> None:
+    """Two clients with as many examples: 10 steps to 10 and 2 steps to 1, from 0.
+
+    The changes a step are 1 and 0.5, their mean is 0.75, and the mean number of steps is 6: 4.5. The plain mean is 5.5.
+    """
+    replies = {1: (10.0, {"steps": 10}), 2: (1.0, {"steps": 2})}
+    assert mean_of(make("fednova"), 0.0, replies) == pytest.approx(4.5)
+    assert mean_of(make("fedavg"), 0.0, replies) == pytest.approx(5.5)
+
+
+def test_fednova_is_fedavg_where_all_take_as_many_steps() -> None:
+    replies = {1: (3.0, {"steps": 4, "num_examples": 1}), 2: (7.0, {"steps": 4, "num_examples": 3})}
+    assert mean_of(make("fednova"), 1.0, replies) == pytest.approx(6.0)
+
+
+def test_effective_steps_with_momentum() -> None:
+    """Three steps with momentum 0.5 move by g1, g2 + g1 / 2, g3 + g2 / 2 + g1 / 4: 1.75 + 1.5 + 1 in all."""
+    assert strategies.effective_steps(3, 0.5) == pytest.approx(4.25)
+    assert strategies.effective_steps(3, 0.0) == 3
+
+
+def lead(strategy: Any, number: int, nodes: list[int], figures: Mapping[int, dict[str, float]]) -> list[int]:
+    """Lead a round; a node that has no figures fails. Return whom the strategy asked."""
+    messages = ask(strategy, number, nodes)
+    strategy.aggregate_train(
+        number,
+        [answer(message, **figures[node]) for node, message in by_node(messages) if node in figures],
+    )
+    return sorted(chosen(messages))
+
+
+def test_tifl_times_all_and_then_asks_one_tier() -> None:
+    random.seed(1)
+    strategy = make("tifl", tiers=3, interval=100, fraction_train=0.5)
+    nodes = [1, 2, 3, 4, 5, 6]
+    speeds = {1: 9.0, 2: 1.0, 3: 5.0, 4: 1.5, 6: 4.0}
+    figures = {node: {"train_seconds": seconds} for node, seconds in speeds.items()}
+    assert lead(strategy, 1, nodes, figures) == nodes  # 5 fails: the slowest
+    assert strategy.tiers() == [[2, 4], [6, 3], [1, 5]]
+    asked = {tuple(lead(strategy, number, nodes, figures)) for number in range(2, 30)}
+    assert asked == {(2, 4), (3, 6), (1, 5)}
+
+
+def test_tifl_prefers_the_tier_with_the_lower_accuracy() -> None:
+    random.seed(1)
+    strategy = make("tifl", tiers=2, interval=2)
+    figures = {1: {"train_seconds": 1.0, "accuracy": 0.99}, 2: {"train_seconds": 2.0, "accuracy": 0.1}}
+    asked = [lead(strategy, number, [1, 2], figures) for number in range(1, 60)]
+    assert asked.count([2]) > 5 * asked.count([1]) > 0
+
+
+def test_tifls_credits_bound_a_tiers_rounds() -> None:
+    random.seed(1)
+    strategy = make("tifl", tiers=2, interval=100, credits=5)
+    figures = {1: {"train_seconds": 1.0}, 2: {"train_seconds": 2.0}}
+    asked = [lead(strategy, number, [1, 2], figures) for number in range(1, 12)]
+    assert (asked.count([1]), asked.count([2])) == (5, 5)
+
+
+def test_tifl_goes_on_when_a_tier_is_offline_and_times_who_is_new() -> None:
+    random.seed(1)
+    strategy = make("tifl", tiers=2)
+    figures: dict[int, dict[str, float]] = {node: {"train_seconds": node} for node in (1, 2, 3, 4, 5)}
+    lead(strategy, 1, [1, 2, 3, 4], figures)
+    assert {tuple(lead(strategy, number, [3, 4], figures)) for number in range(2, 10)} == {(3, 4)}
+    assert lead(strategy, 10, [1, 2, 3, 4, 5], figures) == [5]
+
+
+def test_oorts_utility() -> None:
+    """100 examples with losses of 2 at most, in 4 s where 2 s are preferred: 200 * (2 / 4) ** 2."""
+    strategy = make("oort", penalty=2.0, preferred_percentile=50)
+    strategy.learn(
+        1,
+        [1, 2, 3],
+        {
+            1: {"num-examples": 100, "rms-loss": 2.0, "train-seconds": 4.0},
+            2: {"num-examples": 100, "rms-loss": 2.0, "train-seconds": 2.0},
+            3: {"num-examples": 50, "rms-loss": 1.0, "train-seconds": 1.0},
+        },
+    )
+    assert [strategy.utility(node, 1) for node in (1, 2, 3)] == [50, 200, 50]
+    allowance = (0.1 * np.log(10)) ** 0.5  # known since round 1, not chosen until round 10
+    assert strategy.utility(2, 10) == pytest.approx(200 + allowance)
+
+
+def test_oort_takes_the_most_useful_and_explores() -> None:
+    random.seed(1)
+    nodes = list(range(10))
+    figures = {node: {"num_examples": 10.0, "rms_loss": float(node), "train_seconds": 1.0} for node in nodes}
+    strategy = make("oort", fraction_train=0.5, exploration=0.4, exploration_decay=1.0, exploration_min=0.0)
+    assert len(lead(strategy, 1, nodes, figures)) == 5  # nobody is known: all are explored
+    second = lead(strategy, 2, nodes, figures)
+    assert len(second) == 5
+    assert len(lead(strategy, 3, nodes, figures)) == 5
+    for number in range(4, 9):
+        lead(strategy, number, nodes, figures)
+    assert lead(strategy, 9, nodes, figures) == [5, 6, 7, 8, 9]
+
+
+def test_oort_leaves_who_failed() -> None:
+    random.seed(1)
+    strategy = make("oort", fraction_train=0.5)
+    figures = {node: {"num_examples": 10.0} for node in (1, 2, 3)}
+    for number in range(1, 6):
+        lead(strategy, number, [1, 2, 3, 4], figures)
+    assert 4 not in lead(strategy, 6, [1, 2, 3, 4], figures)
+
+
+@pytest.mark.parametrize(
+    ("fraction", "over", "least", "goal", "asked"),
+    [(0.5, 1.3, 1, 5, 7), (0.5, 1.0, 1, 5, 5), (1.0, 1.3, 1, 10, 10), (0.01, 2.0, 3, 3, 6)],
+)
+def test_deadline_asks_more_than_it_needs(fraction: float, over: float, least: int, goal: int, asked: int) -> None:
+    strategy = make("deadline", fraction_train=fraction, over_selection=over, min_train_clients=least)
+    for number in (1, 2):
+        assert len(ask(strategy, number, list(range(10)))) == asked
+        assert strategy.goal == goal
+
+
+def test_an_unknown_strategy() -> None:
+    with pytest.raises(AppError, match="there is no strategy 'fedfoo'; the app has bulyan, deadline, fedadagrad, "):
+        strategies.create({"name": "fedfoo"}, 0.1)

@@ -357,5 +357,5 @@ def test_a_run_survives_a_corrupt_shard_and_an_engine_that_restarts(lab: Lab) ->
     assert all(row["failure"] is None or len(row["failure"]) > 10 for row in found), "a failure has its reason"
     assert len(rows(lab.latest_run(), "rounds.jsonl")) == 3
     restarts = lab.on(DEVICE, "docker", "ps", "--format", "{{.State}}").split()
-    assert restarts == ["running", "running"]
+    assert set(restarts) == {"running"}
     wait_for("every SuperNode back", lambda: states(lab) == {"online"})

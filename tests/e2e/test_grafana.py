@@ -15,7 +15,7 @@ import yaml
 from .conftest import REPOSITORY
 
 ROLE = REPOSITORY / "roles/grafana"
-IMAGE = yaml.safe_load((REPOSITORY / "roles/images/defaults/main.yml").read_text())["images_upstream"]["grafana"]
+IMAGE = yaml.safe_load((REPOSITORY / "roles/images/defaults/main.yml").read_text())["images_upstream"]["grafana"]["image"]
 NAME = "e2e-grafana"
 
 

@@ -156,14 +156,14 @@ def test_short_certificates_are_renewed_and_no_secret_shows(lab: Lab, monkeypatc
         set_variables(lab, SHORT)
         with Watch(lab) as watch:
             lab.run("up")
-        assert days_left(lab) == {"authority": 9, "server": 8}
+        assert days_left(lab) == {"authority": 9, "server": 8, "monitoring": 824}
         first = served(lab)
         assert first == (pki(lab) / "server.crt").read_text().strip()
     finally:
         variables.unlink()
     before = lab.started()
     lab.run("up")
-    assert days_left(lab) == {"authority": 3649, "server": 824}
+    assert days_left(lab) == {"authority": 3649, "server": 824, "monitoring": 824}
     assert served(lab) not in (first, "") and served(lab) == (pki(lab) / "server.crt").read_text().strip()
     after = lab.started()
     restarted = {service for (_host, service), at in after.items() if at != before[_host, service]}

@@ -15,7 +15,8 @@ import yaml
 from .conftest import REPOSITORY
 
 ROLE = REPOSITORY / "roles/grafana"
-IMAGE = yaml.safe_load((REPOSITORY / "roles/images/defaults/main.yml").read_text())["images_upstream"]["grafana"]["image"]
+IMAGES = yaml.safe_load((REPOSITORY / "roles/images/defaults/main.yml").read_text())["images_upstream"]
+IMAGE = IMAGES["grafana"]["image"]
 NAME = "e2e-grafana"
 
 

@@ -234,7 +234,7 @@ def test_a_registry_that_is_gone_is_said(lab: Lab) -> None:
     lab.on("server", "docker", "stop", container(lab, "proxy"))
     up = Watched(lab, "up", "--limit", DEVICE)
     assert up.end() == 5, up.said
-    assert re.search(r"the image cannot be pulled from the server, \S+:5000: .*refused", up.said), up.said
+    assert re.search(r"fltestbed/\S+ cannot be pulled from the server, \S+:5000: .*refused", up.said), up.said
     lab.run("up")
     assert changes(lab) == ""
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -16,9 +17,9 @@ from testbed_app.errors import AppError
 class Chosen(flower.FedAvg):
     """Federated averaging of clients that a subclass chooses, and of what it learns of them from their replies."""
 
+    @abstractmethod
     def choose(self, server_round: int, node_ids: Sequence[int], number: int) -> list[int]:
         """Return the nodes that train in this round; a plain random sample would be `number` of them."""
-        raise NotImplementedError
 
     def learn(self, server_round: int, asked: Sequence[int], replies: Mapping[int, Mapping[str, Any]]) -> None:
         """Take note of the figures of the nodes that replied; a node that was asked and is not there failed."""

@@ -5,10 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -16,6 +17,7 @@ REPOSITORY = Path(__file__).parents[2]
 FLTESTBED = Path(sys.executable).parent / "fltestbed"
 DEVICES = ("laptop", "pi-3", "pi-4")
 SUBNET = "172.29.7."
+T = TypeVar("T")
 
 
 @dataclass
@@ -95,6 +97,15 @@ class Lab:
 
 def rows(run: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / name).read_text().splitlines()]
+
+
+def wait_for(what: str, look: Callable[[], T], seconds: float = 300) -> T:
+    """Return the first true answer of `look`."""
+    deadline = time.monotonic() + seconds
+    while not (answer := look()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.5)
+    return answer
 
 
 @pytest.fixture(scope="session")

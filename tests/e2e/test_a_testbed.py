@@ -5,12 +5,10 @@ import re
 import shutil
 import signal
 import subprocess
-import time
-from typing import Any
 
 import pytest
 
-from .conftest import DEVICES, REPOSITORY, SUBNET, Lab, rows
+from .conftest import DEVICES, REPOSITORY, SUBNET, Lab, rows, wait_for
 
 
 def recap(log: str) -> dict[str, dict[str, int]]:
@@ -23,16 +21,6 @@ def recap(log: str) -> dict[str, dict[str, int]]:
 
 def newest_log(lab: Lab, verb: str) -> str:
     return max((lab.folder / ".fltestbed" / "e2e" / "logs").glob(f"*-{verb}.log")).read_text()
-
-
-def wait_for(what: str, look: Any, seconds: float = 120) -> Any:
-    """Return the first true answer of `look`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := look():
-            return answer
-        time.sleep(0.5)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 def finished_rounds(lab: Lab, name: str) -> list[str]:

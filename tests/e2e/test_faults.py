@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509 import CertificateBuilder, load_pem_x509_certificate
 
-from .conftest import Lab, rows
+from .conftest import Lab, rows, wait_for
 
 DEVICE = "pi-4"
 SEED = 20
@@ -311,13 +311,6 @@ def expired(pki: Path) -> bytes:
 
 def states(lab: Lab) -> set[str]:
     return {row["supernode"] for row in lab.status()["clients"]}
-
-
-def wait_for(what: str, look: Callable[[], bool], seconds: float = 300) -> None:
-    until = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < until, f"not within {seconds} s: {what}"
-        time.sleep(2)
 
 
 def test_an_expired_certificate_keeps_devices_out_and_the_next_up_mends_it(lab: Lab) -> None:

@@ -5,14 +5,14 @@ import re
 import signal
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from typing import Any
 from urllib.parse import urlencode
 
 import pytest
 import yaml
 
-from .conftest import DEVICES, REPOSITORY, SUBNET, Lab
+from .conftest import DEVICES, REPOSITORY, SUBNET, Lab, wait_for
 
 PROJECT = "fltestbed-e2e"
 HOSTS = ("server", *DEVICES)
@@ -26,17 +26,6 @@ NO_DATA = {
     "node_pressure_": "some kernels are built without pressure stall information",
     "container_oom_events_total": "Debian's cAdvisor does not count kills",
 }
-T = TypeVar("T")
-
-
-def wait_for(what: str, look: Callable[[], T], seconds: float = 120) -> T:
-    """Return the first true answer of `look`."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if answer := look():
-            return answer
-        time.sleep(1)
-    raise AssertionError(f"not within {seconds} s: {what}")
 
 
 ASK = """

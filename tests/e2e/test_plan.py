@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from .conftest import DEVICES, Lab
-from .test_a_testbed import newest_log, recap, wait_for
+from .conftest import DEVICES, Lab, wait_for
+from .test_a_testbed import newest_log, recap
 
 HOSTS = ["server", *DEVICES]
 

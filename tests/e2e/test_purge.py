@@ -5,13 +5,12 @@ import re
 import shutil
 import signal
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
-from .conftest import REPOSITORY, Lab
+from .conftest import REPOSITORY, Lab, wait_for
 
 SUBNET = "172.29.8."
 HOSTS = ("server", "owned")
@@ -143,13 +142,6 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> dict[str, Any]
                     [row for row in after[part] if row not in before[part]],
                 )
     return found
-
-
-def wait_for(what: str, look: Callable[[], Any], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.5)
 
 
 @pytest.fixture(scope="module")

@@ -6,8 +6,7 @@ import json
 import os
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 
-from .conftest import DEVICES, Lab
+from .conftest import DEVICES, Lab, wait_for
 
 HOSTS = ("server", *DEVICES)
 SHORT = {"certificates_ca_days": 10, "certificates_server_days": 9, "certificates_renew_days": 5}
@@ -105,13 +104,6 @@ def written_here(lab: Lab) -> Iterator[Path]:
         for file in place.rglob("*"):
             if file.is_file() and not any(folder in file.parents for folder in own):
                 yield file
-
-
-def wait_for(what: str, look: Callable[[], Any], seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not look():
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(1)
 
 
 def clients(lab: Lab) -> dict[str, str]:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,9 @@ _REPOSITORIES = {  # on the hub: the repository, and its columns of inputs and l
 
 
 def source(data: Data, *, cache_dir: Path, beside: Path) -> Files:
-    """Return the files of the data set that an experiment names; `beside` is the folder of its file.
+    """Return the files of the data set that an experiment names and `require` has passed.
+
+    `cache_dir` keeps what is fetched, `beside` is the folder of the experiment's file.
 
     Raises ExperimentError when they cannot be had.
     """
@@ -30,10 +33,25 @@ def source(data: Data, *, cache_dir: Path, beside: Path) -> Files:
         return Files(debian_fashion_mnist(cache_dir), data)
     if data.source == "hub":
         return Files(_hub(data.name, cache_dir), data)
+    return Files(_path(data, beside), data)
+
+
+def require(data: Data, *, cache_dir: Path, beside: Path) -> None:
+    """Raise ExperimentError where it is plain that `source` would. Nothing is fetched or read."""
+    if data.source == "folder":
+        _path(data, beside)
+    elif data.source == "hub" and not _hub_file(data.name, cache_dir).is_file() and not find_spec("flwr_datasets"):
+        raise ExperimentError(
+            "the source hub needs the Python package flwr-datasets, with its extra vision, and it is not here",
+            "install it beside fltestbed: pip install 'fltestbed[hub]'; or bring the files, and set data.source=folder",
+        )
+
+
+def _path(data: Data, beside: Path) -> Path:
     path = (beside / Path(str(data.path)).expanduser()).resolve()
     if not path.exists():
         raise ExperimentError(f"data.path: there is no {path}", "write the path relative to the experiment file")
-    return Files(path, data)
+    return path
 
 
 def debian_fashion_mnist(cache_dir: Path) -> Path:
@@ -89,18 +107,17 @@ def _run(command: list[str], folder: Path) -> None:
     )
 
 
+def _hub_file(name: str, cache_dir: Path) -> Path:
+    return cache_dir / "data/hub" / f"{name}.npz"
+
+
 def _hub(name: str, cache_dir: Path) -> Path:
     """Return an .npz file with a data set of the Hugging Face hub, which is fetched with Flower Datasets, once."""
-    file = cache_dir / "data/hub" / f"{name}.npz"
+    file = _hub_file(name, cache_dir)
     if file.is_file():
         return file
-    try:
-        from flwr_datasets import FederatedDataset
-    except ImportError as error:
-        raise ExperimentError(
-            "the source hub needs the Python package flwr-datasets, with its extra vision, and it is not here",
-            "install it beside fltestbed: pip install 'fltestbed[hub]'",
-        ) from error
+    from flwr_datasets import FederatedDataset
+
     repository, inputs, labels = _REPOSITORIES[name]
     arrays = {}
     try:

@@ -13,6 +13,8 @@ from fltestbed import datasets, experiment, partition
 from fltestbed.app import App, Value
 from fltestbed.errors import AppError, ExperimentError
 from fltestbed.experiment import Experiment
+from fltestbed.paths import cache_dir as default_cache_dir
+from fltestbed.paths import nearest
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,9 @@ def resolve(file: Path | None, settings: Sequence[str], *, app: Path | None, con
         given = {key: value for key, value in given.items() if key in found.config}
         apps_keys = set(found.config)
     run_config = given | found.overrides(apps, apps_keys, also=experiment.KEYS if wanted else ())
+    if wanted:
+        datasets.require(wanted.data, cache_dir=default_cache_dir(), beside=file.parent if file else Path())
+        _require_model(found, wanted)
     name = wanted.name if wanted else re.sub("[^a-z0-9]+", "-", found.name.lower()).strip("-")[:60]
     return Plan(name, file.parent if file else Path(), wanted, found, run_config)
 
@@ -115,6 +120,14 @@ def _find_app(name: str, folders: list[Path]) -> Path:
             "give the path of the app, relative to the experiment file",
         )
     return found
+
+
+def _require_model(app: App, wanted: Experiment) -> None:
+    """Require the model of an app that keeps one a file in a folder `nets`, as the built-in one does."""
+    files = (re.fullmatch(r"\w+/nets/([a-z]\w*)\.py", name) for name in app.files)
+    known = {match[1].replace("_", "-") for match in files if match}
+    if known and wanted.model not in known:
+        raise ExperimentError(f"model: {app.path} has no {wanted.model!r}", nearest(wanted.model, known))
 
 
 def _require_keys(app: App, wanted: Experiment | None) -> None:

@@ -186,6 +186,12 @@ def test_an_app_written_for_fltestbed_wants_an_experiment_and_its_keys(own: Path
     with pytest.raises(AppError, match=r"\[tool.flwr.app.config\] lacks batch-size"):
         plan.resolve(EXPERIMENT, [], app=own, content_dir=ROOT)
     assert plan.resolve(EXPERIMENT, ["rounds=1"], app=None, content_dir=ROOT).run_config["learning-rate"] == 0.02
+    with pytest.raises(ExperimentError, match="has no 'cnnn'") as caught:
+        plan.resolve(EXPERIMENT, ["model=cnnn"], app=None, content_dir=ROOT)
+    assert caught.value.hint == "did you mean cnn?"
+    with pytest.raises(ExperimentError, match="there is no /nowhere"):
+        folder = ["data.source=folder", "data.path=/nowhere"]
+        plan.resolve(EXPERIMENT, folder, app=None, content_dir=ROOT)
     for setting in ("run=x", "batch-size=8"):  # the experiment's to say
         with pytest.raises(AppError, match="there is no key"):
             plan.resolve(EXPERIMENT, [setting], app=None, content_dir=ROOT)

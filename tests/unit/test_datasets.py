@@ -131,5 +131,5 @@ def test_the_hub_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_the_hub_without_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flwr_datasets", None)
     with pytest.raises(ExperimentError, match="needs the Python package flwr-datasets") as caught:
-        datasets.source(Data(source="hub", name="mnist"), cache_dir=tmp_path, beside=tmp_path)
+        datasets.require(Data(source="hub", name="mnist"), cache_dir=tmp_path, beside=tmp_path)
     assert "pip install 'fltestbed[hub]'" in caught.value.hint

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from fltestbed import inventory_stamp
+from fltestbed import inventory_stamp, network
 from fltestbed.errors import InventoryError
 from fltestbed.findings import Finding
 from fltestbed.inventory_ansible import CONNECTION
@@ -70,6 +70,8 @@ class Testbed:
     clients: tuple[Client, ...]
     root: str
     monitoring: Monitoring | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The devices of each group of the inventory."""
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -102,6 +104,7 @@ def load(folder: Path) -> Testbed:
             tuple(kept["clients"]),
             kept["root"],
             _monitoring(kept["monitoring"]),
+            {name: tuple(devices) for name, devices in kept["groups"].items()},
         )
     found, testbed = _inspect(folder)
     errors = [finding for finding in found if finding.severity == "error"]
@@ -220,6 +223,15 @@ def _resolve(
     return clients
 
 
+def client_number(key: str, value: Any) -> float | int:
+    """Return the value of a client's key in cores, bytes or as it is. Raises InventoryError when it cannot be that."""
+    problems: list[_Problem] = []
+    number = _number(key, key, value, problems)
+    if number is None:
+        raise problems[0]
+    return number
+
+
 def client_services(client: str) -> tuple[str, str]:
     """Return what runs for a client on its device: its SuperNode, and what trains."""
     return f"supernode-{client}", f"client-{client}"
@@ -257,6 +269,7 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
                 key: value for key, value in host["variables"].items() if not _template_in(key, value)
             }
             clients += _resolve(name, variables, variables["testbed_profiles"], variables["testbed_own_profiles"], own)
+            own += _check_network(variables["testbed_network"], name in groups.get("superlink", []))
         problems += [(name, problem) for problem in own]
     problems += _check_addresses(groups.get("testbed", []), hosts)
     problems += _check_unique(clients)
@@ -280,7 +293,10 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
     for name in groups.get("monitoring", []):
         known = defaults | hosts[name]["variables"]
         monitoring = Monitoring(made[name], {program: known[f"testbed_{program}_port"] for program in _WATCHERS})
-    testbed = Testbed(folder.name, folder, made[server], devices, tuple(clients), root, monitoring)
+    of_devices = {
+        name: tuple(device.name for device in devices if device.name in members) for name, members in groups.items()
+    }
+    testbed = Testbed(folder.name, folder, made[server], devices, tuple(clients), root, monitoring, of_devices)
     if stamp:
         inventory_stamp.remember(folder.name, stamp, asdict(testbed) | {"path": str(folder)})
     return found, testbed
@@ -418,6 +434,18 @@ def _check_type(name: str, value: Any, spec: Mapping[str, Any]) -> Iterator[_Pro
                 yield _Problem(f"{name}.{index}", problem.message, problem.hint)
 
 
+def _check_network(entry: Any, is_server: bool) -> Iterator[_Problem]:
+    """Yield what is wrong with a device's testbed_network."""
+    if not isinstance(entry, Mapping):
+        yield _Problem("testbed_network", f"testbed_network cannot be {entry!r}", "write it like {rate_down: 5mbit}")
+        return
+    for wrong in network.parse(entry)[1]:
+        yield _Problem(f"testbed_network.{wrong.key}", f"testbed_network: {wrong.what}", wrong.fix)
+    if entry and is_server:
+        what = "testbed_network is of the server's own host, so what its clients say to the server never leaves it"
+        yield _Problem("testbed_network", what, "set testbed_network: {} there")
+
+
 def _is_port(value: Any) -> bool:
     return str(value).isdecimal() and 0 < int(value) < 65536
 
@@ -431,7 +459,7 @@ def _is_subnet(value: Any) -> bool:
 
 _DATA = (
     *("testbed_clients", "testbed_client", "testbed_client_defaults", "testbed_profile"),
-    *("testbed_own_profiles", "testbed_profiles"),
+    *("testbed_own_profiles", "testbed_profiles", "testbed_network"),
 )
 """What is never templated."""
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -26,9 +26,9 @@ Client = dict[str, Any]
 """One client: device, client (names), cpus (cores or None), memory (bytes or None), settings (training settings)."""
 
 _WATCHERS = ("prometheus", "grafana")
-_SETTINGS = ("batch_size", "learning_rate", "local_epochs", "data_fraction")
-CLIENT_KEYS = ("cpus", "memory", *_SETTINGS)
-_PROFILE_KEYS = (*CLIENT_KEYS, "source")
+SETTINGS = ("batch_size", "learning_rate", "local_epochs", "data_fraction", "participation", "deadline")
+CLIENT_KEYS = ("cpus", "memory", *SETTINGS)
+_PROFILE_KEYS = (*CLIENT_KEYS, "speed", "network", "source")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME_RULE = "a to z, 0 to 9 and hyphens between them, at most 63 characters"
 _DOMAIN = re.compile(
@@ -203,7 +203,7 @@ def _resolve(
                 "client": hostname if len(entries) == 1 else f"{hostname}-{index + 1}",
                 "cpus": merged.get("cpus"),
                 "memory": merged.get("memory"),
-                "settings": {key: merged[key] for key in _SETTINGS if key in merged},
+                "settings": {key: merged[key] for key in SETTINGS if key in merged},
             }
         )
     for limit in ("cpus", "memory") if len(clients) > 1 and not problems else ():
@@ -218,6 +218,12 @@ def _resolve(
                 )
             )
     return clients
+
+
+def memory_bytes(size: object) -> int | None:
+    """Return a size, as in 512m or 2g, in bytes (k, m, g are 1024-based, as Docker's), None when it is none."""
+    match = _MEMORY.fullmatch(str(size))
+    return int(float(match[1]) * _MEMORY_UNITS[match[2].lower()]) if match else None
 
 
 def client_services(client: str) -> tuple[str, str]:
@@ -514,7 +520,7 @@ def _checked(at: str, entry: Any, problems: list[_Problem], known: tuple[str, ..
     for key, value in entry.items():
         if key not in known:
             what = f"{at} has an unknown key {key!r}"
-            problems.append(_Problem(f"{at}.{key}", what, nearest(str(key), CLIENT_KEYS)))
+            problems.append(_Problem(f"{at}.{key}", what, nearest(str(key), known)))
         elif key in CLIENT_KEYS and (number := _number(f"{at}.{key}", key, value, problems)) is not None:
             values[key] = number
     return values
@@ -529,12 +535,14 @@ def _number(at: str, key: str, value: Any, problems: list[_Problem]) -> float | 
         "learning_rate": ("a number above 0, at most 10", float, 1e-12, 10),
         "local_epochs": ("a whole number from 1 to 1000", int, 1, 1000),
         "data_fraction": ("a number above 0, at most 1", float, 1e-12, 1),
+        "participation": ("a number above 0, at most 1", float, 1e-12, 1),
+        "deadline": ("a number of seconds above 0", float, 1e-3, 1e6),
     }
     expected, kind, least, most = rules[key]
     number: float | int | None = None
-    if key == "memory" and (match := _MEMORY.fullmatch(str(value))):
-        number = int(float(match[1]) * _MEMORY_UNITS[match[2].lower()])
-    elif key != "memory" and not isinstance(value, bool):
+    if key == "memory":
+        number = memory_bytes(value)
+    elif not isinstance(value, bool):
         try:
             number = kind(str(value))
         except ValueError:

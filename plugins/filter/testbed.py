@@ -63,6 +63,7 @@ def run_plan(prepared: Mapping[str, Any], name: str) -> dict[str, Any]:
                 "device": part["device"],
                 "client": part["client"],
                 "partition": {key: part[key] for key in ("id", "sha256", "examples", "held_out", "labels")},
+                "settings": part["settings"],
             }
             for part in prepared["partitions"]
         ],

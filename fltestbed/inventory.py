@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from fltestbed import inventory_stamp
+from fltestbed import inventory_stamp, network
 from fltestbed.errors import InventoryError
 from fltestbed.findings import Finding
 from fltestbed.inventory_ansible import CONNECTION
@@ -138,9 +138,29 @@ def is_user(name: str) -> bool:
     return bool(_USER.fullmatch(name))
 
 
-def profiles() -> list[str]:
-    """Return the names of the built-in profiles."""
-    return list(_shared_defaults()["testbed_profiles"])
+def profiles() -> dict[str, dict[str, Any]]:
+    """Return the built-in profiles by name."""
+    return dict(_shared_defaults()["testbed_profiles"])
+
+
+def device_network(hostvars: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the network that is to be in force at a device: its testbed_network, or that of its profile.
+
+    `hostvars` has what the roles' defaults say, too. Raises InventoryError for a profile without a network.
+    """
+    entry = hostvars.get("testbed_network") or {}
+    if entry != "profile":
+        return dict(entry)
+    name = hostvars.get("testbed_profile") or ""
+    known = {**hostvars["testbed_profiles"], **hostvars["testbed_own_profiles"]}
+    if "network" not in known.get(name, {}):
+        what = (
+            f"testbed_network is profile, and the profile {name} has no network"
+            if name
+            else ("testbed_network is profile, and there is no testbed_profile")
+        )
+        raise _Problem("testbed_network", what, "write the figures, as in testbed_network: {rate_down: 5mbit}")
+    return dict(known[name]["network"])
 
 
 def resolve_clients(
@@ -452,7 +472,7 @@ def _is_subnet(value: Any) -> bool:
 
 _DATA = (
     *("testbed_clients", "testbed_client", "testbed_client_defaults", "testbed_profile"),
-    *("testbed_own_profiles", "testbed_profiles"),
+    *("testbed_own_profiles", "testbed_population", "testbed_profiles"),
 )
 """What is never templated."""
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -536,9 +556,20 @@ def _checked(at: str, entry: Any, problems: list[_Problem], known: tuple[str, ..
         if key not in known:
             what = f"{at} has an unknown key {key!r}"
             problems.append(_Problem(f"{at}.{key}", what, nearest(str(key), known)))
+        elif key == "speed" and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            problems.append(_Problem(f"{at}.speed", f"speed cannot be {value!r}", "write a number above 0, as in 0.5"))
+        elif key == "network":
+            problems += _network_problems(f"{at}.network", value)
         elif key in CLIENT_KEYS and (number := _number(f"{at}.{key}", key, value, problems)) is not None:
             values[key] = number
     return values
+
+
+def _network_problems(at: str, entry: Any) -> list[_Problem]:
+    """Return what is wrong with the figures of a network."""
+    if not isinstance(entry, Mapping):
+        return [_Problem(at, f"{at} cannot be {entry!r}", "write it like {rate_down: 5mbit}")]
+    return [_Problem(f"{at}.{wrong.key}", f"{at}: {wrong.what}", wrong.fix) for wrong in network.parse(entry)[1]]
 
 
 def _number(at: str, key: str, value: Any, problems: list[_Problem]) -> float | int | None:

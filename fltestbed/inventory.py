@@ -143,24 +143,19 @@ def profiles() -> dict[str, dict[str, Any]]:
     return dict(_shared_defaults()["testbed_profiles"])
 
 
-def device_network(hostvars: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the network that is to be in force at a device: its testbed_network, or that of its profile.
+def device_network(entry: Any, profile: str, known: Mapping[str, Any]) -> Any:
+    """Return a testbed_network; where it is the word profile, the network of that profile, of those that are known.
 
-    `hostvars` has what the roles' defaults say, too. Raises InventoryError for a profile without a network.
+    Raises InventoryError where there is none.
     """
-    entry = hostvars.get("testbed_network") or {}
     if entry != "profile":
-        return dict(entry)
-    name = hostvars.get("testbed_profile") or ""
-    known = {**hostvars["testbed_profiles"], **hostvars["testbed_own_profiles"]}
-    if "network" not in known.get(name, {}):
-        what = (
-            f"testbed_network is profile, and the profile {name} has no network"
-            if name
-            else ("testbed_network is profile, and there is no testbed_profile")
-        )
-        raise _Problem("testbed_network", what, "write the figures, as in testbed_network: {rate_down: 5mbit}")
-    return dict(known[name]["network"])
+        return entry
+    found = known.get(str(profile))
+    if not isinstance(found, Mapping) or "network" not in found:
+        what = f"the profile {profile} has no network" if profile else "there is no testbed_profile"
+        fix = "write the figures, as in testbed_network: {rate_down: 5mbit}"
+        raise _Problem("testbed_network", f"testbed_network is profile, and {what}", fix)
+    return found["network"]
 
 
 def resolve_clients(
@@ -295,7 +290,7 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
                 key: value for key, value in host["variables"].items() if not _template_in(key, value)
             }
             clients += _resolve(name, variables, variables["testbed_profiles"], variables["testbed_own_profiles"], own)
-            own += _check_network(variables["testbed_network"], name in groups.get("superlink", []))
+            own += _check_network(variables, name in groups.get("superlink", []))
         problems += [(name, problem) for problem in own]
     problems += _check_addresses(groups.get("testbed", []), hosts)
     problems += _check_unique(clients)
@@ -443,11 +438,11 @@ def _check_variables(
 
 def _check_type(name: str, value: Any, spec: Mapping[str, Any]) -> Iterator[_Problem]:
     """Yield what is wrong with a role's variable, by the role's specification. A template is left to Ansible."""
+    if _is_template(value) or name in _DATA:
+        return
     kind = spec.get("type", "str")
     kinds, expected = _KINDS[kind]
     fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    if _is_template(value) or name in _DATA:
-        return
     if not fits:
         yield _Problem(name, f"{name} cannot be {value!r}", f"write {expected}")
     elif value not in spec.get("choices", [value]):
@@ -460,13 +455,16 @@ def _check_type(name: str, value: Any, spec: Mapping[str, Any]) -> Iterator[_Pro
                 yield _Problem(f"{name}.{index}", problem.message, problem.hint)
 
 
-def _check_network(entry: Any, is_server: bool) -> Iterator[_Problem]:
+def _check_network(variables: Mapping[str, Any], is_server: bool) -> Iterator[_Problem]:
     """Yield what is wrong with a device's testbed_network."""
-    if not isinstance(entry, Mapping):
-        yield _Problem("testbed_network", f"testbed_network cannot be {entry!r}", "write it like {rate_down: 5mbit}")
+    profiles = [variables[name] for name in ("testbed_profiles", "testbed_own_profiles")]
+    known = {name: each for some in profiles if isinstance(some, Mapping) for name, each in some.items()}
+    try:
+        entry = device_network(variables["testbed_network"], variables["testbed_profile"], known)
+    except _Problem as problem:
+        yield problem
         return
-    for wrong in network.parse(entry)[1]:
-        yield _Problem(f"testbed_network.{wrong.key}", f"testbed_network: {wrong.what}", wrong.fix)
+    yield from _network_problems("testbed_network", entry)
     if entry and is_server:
         what = "testbed_network is of the server's own host, so what its clients say to the server never leaves it"
         yield _Problem("testbed_network", what, "set testbed_network: {} there")

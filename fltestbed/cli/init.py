@@ -19,14 +19,14 @@ T = TypeVar("T")
 def init(
     name: Annotated[str, typer.Argument(show_default=False)],
     template: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--from",
             click_type=Choice(templates()),
             show_default=False,
             help="The built-in inventory to copy; without it, you are asked.",
         ),
-    ] = "",
+    ] = None,
     population: Annotated[
         Path | None,
         typer.Option(metavar="FILE", show_default=False, help="Draw virtual devices from the distributions in FILE."),
@@ -43,7 +43,7 @@ def init(
         )
     if template and population:
         raise typer.BadParameter("a population is of virtual devices of its own", param_hint="--from")
-    virtual = bool(population) or (bool(template) and is_virtual(template))
+    virtual = bool(population) or (template is not None and is_virtual(template))
     if scale != 1 and not virtual:
         raise typer.BadParameter("only virtual devices can be scaled", param_hint="--scale")
     if population:

@@ -178,7 +178,7 @@ def _virtual_hosts(head: str, devices: Sequence["Device"], subnet: str) -> str:
         lines += [
             f"        {device.name}:" + (f"   # would have {note}: put to the bound" if note else ""),
             f"          ansible_host: {subnet}{number}",
-            f"          virtual_device_cpus: {round(device.cpus + 0.1, 2):g}",
+            f"          virtual_device_cpus: {round(device.cpus + 0.1, 3):g}",
             f"          virtual_device_memory: {(memory_bytes(device.memory) or 0) // 2**20 + 384}m",
             *([f"          testbed_profile: {device.profile}"] if device.profile else []),
             f"          testbed_client: {_flow(client)}",
@@ -188,7 +188,13 @@ def _virtual_hosts(head: str, devices: Sequence["Device"], subnet: str) -> str:
 
 
 def _flow(entry: Mapping[str, object]) -> str:
-    return "{" + ", ".join(f"{key}: {value}" for key, value in entry.items()) + "}"
+    return (
+        "{"
+        + ", ".join(
+            f"{key}: {value:g}" if isinstance(value, float) else f"{key}: {value}" for key, value in entry.items()
+        )
+        + "}"
+    )
 
 
 def _write(name: str, files: Mapping[str, str]) -> Path:

@@ -22,7 +22,7 @@ Weight = Annotated[float, Field(gt=0, strict=False)]
 
 _MEBI = 2**20
 _FORMATS: dict[str, Callable[[float], Any]] = {
-    "cpus": lambda value: round(value, 2),
+    "cpus": lambda value: round(value, 3),
     "memory": lambda value: f"{value / _MEBI:.0f}m",
     "rate_up": lambda value: f"{round(value / 1e6, 3):g}mbit",
     "rate_down": lambda value: f"{round(value / 1e6, 3):g}mbit",

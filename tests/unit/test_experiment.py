@@ -128,6 +128,7 @@ def run_module(cache_dir: Path, **arguments: Any) -> dict[str, Any]:
         "clients": [{"device": "pi-1", "client": "pi-1-1"}, {"device": "pi-1", "client": "pi-1-2"}],
         "cache_dir": str(cache_dir),
         "content_dir": str(ROOT),
+        "calibration": str(cache_dir / "calibration.json"),
         **arguments,
     }
     done = subprocess.run(

@@ -12,6 +12,7 @@ import typer.core
 
 from fltestbed.cli import lab
 from fltestbed.cli._render import explain
+from fltestbed.cli.calibrate import calibrate
 from fltestbed.cli.check import check
 from fltestbed.cli.compare import compare
 from fltestbed.cli.down import down
@@ -27,6 +28,7 @@ from fltestbed.cli.status import status
 from fltestbed.cli.stop import stop
 from fltestbed.cli.sweep import sweep
 from fltestbed.cli.up import up
+from fltestbed.cli.verify import verify
 from fltestbed.cli.watch import watch
 from fltestbed.errors import Cancelled, FltestbedError
 from fltestbed.paths import full_disk
@@ -45,6 +47,8 @@ for command in (init, check, plan, up, experiments, run, sweep, report, compare,
     app.command()(command)
 app.command("open")(open_)
 app.command()(watch)
+app.command()(verify)
+app.command()(calibrate)
 
 
 def _print_version(wanted: bool) -> None:

@@ -51,6 +51,18 @@ class AppError(FltestbedError):
     exit_code = 3
 
 
+class ConditionError(FltestbedError):
+    """A condition that cannot be: of a device that is not there, or with a value that makes no sense."""
+
+    code = "condition"
+    exit_code = 3
+
+    def __init__(self, message: str, hint: str, key: str = "") -> None:
+        super().__init__(message, hint)
+        self.key = key
+        """The parameter that is wrong, where it is one."""
+
+
 class ResultsError(FltestbedError):
     """A run's results cannot be found, or are not what was asked for."""
 

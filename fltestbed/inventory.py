@@ -70,6 +70,8 @@ class Testbed:
     clients: tuple[Client, ...]
     root: str
     monitoring: Monitoring | None = None
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The devices of each group of the inventory."""
 
     @property
     def hosts(self) -> tuple[Host, ...]:
@@ -102,6 +104,7 @@ def load(folder: Path) -> Testbed:
             tuple(kept["clients"]),
             kept["root"],
             _monitoring(kept["monitoring"]),
+            {name: tuple(devices) for name, devices in kept["groups"].items()},
         )
     found, testbed = _inspect(folder)
     errors = [finding for finding in found if finding.severity == "error"]
@@ -220,6 +223,15 @@ def _resolve(
     return clients
 
 
+def client_number(key: str, value: Any) -> float | int:
+    """Return the value of a client's key in cores, bytes or as it is. Raises InventoryError when it cannot be that."""
+    problems: list[_Problem] = []
+    number = _number(key, key, value, problems)
+    if number is None:
+        raise problems[0]
+    return number
+
+
 def client_services(client: str) -> tuple[str, str]:
     """Return what runs for a client on its device: its SuperNode, and what trains."""
     return f"supernode-{client}", f"client-{client}"
@@ -280,7 +292,10 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
     for name in groups.get("monitoring", []):
         known = defaults | hosts[name]["variables"]
         monitoring = Monitoring(made[name], {program: known[f"testbed_{program}_port"] for program in _WATCHERS})
-    testbed = Testbed(folder.name, folder, made[server], devices, tuple(clients), root, monitoring)
+    of_devices = {
+        name: tuple(device.name for device in devices if device.name in members) for name, members in groups.items()
+    }
+    testbed = Testbed(folder.name, folder, made[server], devices, tuple(clients), root, monitoring, of_devices)
     if stamp:
         inventory_stamp.remember(folder.name, stamp, asdict(testbed) | {"path": str(folder)})
     return found, testbed

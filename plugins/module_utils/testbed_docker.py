@@ -24,20 +24,30 @@ class _SocketConnection(http.client.HTTPConnection):
 
 def get(path, timeout=30):
     """Return the decoded JSON answer to ``GET path``; None for 404. Raises EngineUnreachable and ValueError."""
+    return _ask("GET", path, None, timeout)
+
+
+def post(path, content=None, timeout=30):
+    """Return the decoded JSON answer to ``POST path``; None for 404 and where there is none. Raises as `get` does."""
+    return _ask("POST", path, content, timeout)
+
+
+def _ask(method, path, content, timeout):
     connection = _SocketConnection("localhost", timeout=timeout)
+    body = None if content is None else json.dumps(content)
     try:
-        connection.request("GET", path)
+        connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
         response = connection.getresponse()
-        body = response.read()
+        answer = response.read()
     except OSError as error:
         raise EngineUnreachable(f"no Docker engine answers on {SOCKET}: {error}") from error
     finally:
         connection.close()
     if response.status == 404:
         return None
-    if response.status >= 300:
-        raise ValueError(f"the Docker engine answered {response.status} to {path}: {body.decode(errors='replace')}")
-    return json.loads(body)
+    if response.status >= 400:
+        raise ValueError(f"the Docker engine answered {response.status} to {path}: {answer.decode(errors='replace')}")
+    return json.loads(answer) if answer else None
 
 
 def containers(project):

@@ -18,7 +18,7 @@ _HEADERS = 66  # bytes of Ethernet, IPv4 and TCP with a time stamp around a segm
 _TLS = 1 + 22 / 16384  # what TLS 1.3 makes of a byte in full records
 _LAN = 0.01  # s that the way itself may add to a delay
 _RARE = 0.005  # a number of lost packets that is less likely than this is no chance
-_UP = "fltestbed up puts it back"
+_UP = "fltestbed restore lifts a condition, fltestbed up puts all else back"
 
 Row = dict[str, Any]
 """A figure of a client: device, client, figure, unit, asked, kernel, measured, error (a share), verdict, reason."""
@@ -27,12 +27,8 @@ Row = dict[str, Any]
 def judge(
     clients: Iterable[Client],
     answers: Mapping[str, Mapping[str, Any]],
-    networks: Mapping[str, Mapping[str, float]],
 ) -> list[Row]:
-    """Return a row for every figure of every client that was measured.
-
-    `answers` are those of the module testbed_verify, `networks` what was asked for in bit/s, s and shares, by device.
-    """
+    """Return a row for every figure of every client that was measured; `answers` are the module testbed_verify's."""
     clients = list(clients)
     found = {each["client"]: each for answer in answers.values() for each in answer["clients"]}
     fastest = max((each["cpu"]["turns"] for each in found.values() if each["running"]), default=1.0)
@@ -41,8 +37,8 @@ def judge(
         answer = found.get(client["client"])
         if answer is None:
             continue
-        network = networks.get(client["device"], {})
-        for figure in _figures(client, answer, fastest, network):
+        of_device = answers[client["device"]]
+        for figure in _figures(client, answer, fastest, of_device["asked"], of_device["shaped"]):
             error = figure["measured"] / figure["asked"] - 1 if figure["asked"] and figure["measured"] else None
             rows.append(
                 {"device": client["device"], "client": client["client"]}
@@ -53,7 +49,11 @@ def judge(
 
 
 def _figures(
-    client: Client, answer: Mapping[str, Any], fastest: float, network: Mapping[str, float]
+    client: Client,
+    answer: Mapping[str, Any],
+    fastest: float,
+    network: Mapping[str, float],
+    shaped: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
     if not answer["running"]:
         yield _figure("container", "", verdict=OFF, reason="its container does not run; fltestbed up starts it")
@@ -66,7 +66,7 @@ def _figures(
     yield _figure("memory", "MiB", asked, limit, taken, verdict, reason)
     turns = f"{cpu['turns'] / 1e6:.3g} million loop turns a second"
     yield _figure("core speed", "of the fastest", measured=cpu["turns"] / fastest, verdict=FREE, reason=turns)
-    yield from _network(answer["network"], network)
+    yield from _network(answer["network"], network, shaped)
 
 
 def _figure(
@@ -152,22 +152,31 @@ def _size(size: int | None) -> str:
     return "no limit" if size is None else f"{size / _MIB:.4g}m"
 
 
-def _network(found: Mapping[str, Any], asked: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+def _network(
+    found: Mapping[str, Any], asked: Mapping[str, float], shaped: Mapping[str, float]
+) -> Iterator[dict[str, Any]]:
     if "error" in found:
         yield _figure("network", "", verdict=OFF, reason=f"the server cannot be reached: {found['error']}")
         return
     for way in ("down", "up"):
-        rate, wanted = on_the_wire(found[way], found.get(f"{way}_segment")), asked.get(f"rate_{way}")
-        verdict, reason = judge_rate(wanted, rate, found.get(f"{way}_error", ""))
-        yield _figure(way, "Mbit/s", wanted and wanted / 1e6, None, rate and rate / 1e6, verdict, reason)
-    came = sorted(each for each in found["round_trips"] if each is not None)
-    trip, wanted = (came[len(came) // 2] if came else None), 2 * asked.get("delay", 0) or None
-    verdict, reason = judge_delay(wanted, trip)
-    yield _figure("round trip", "ms", wanted and wanted * 1e3, None, trip and trip * 1e3, verdict, reason)
-    lost, count = len(found["round_trips"]) - len(came), len(found["round_trips"])
-    share = 1 - (1 - asked.get("loss", 0)) ** 2 or None
-    verdict, reason = judge_loss(share, lost, count)
-    yield _figure("lost", "% of probes", share and share * 100, None, 100 * lost / count, verdict, reason)
+        rate, wanted, has = (
+            on_the_wire(found[way], found.get(f"{way}_segment")),
+            asked.get(f"rate_{way}"),
+            shaped.get(f"rate_{way}"),
+        )
+        verdict, reason = judge_rate(wanted, has, rate, found.get(f"{way}_error", ""))
+        yield _figure(way, "Mbit/s", *(each and each / 1e6 for each in (wanted, has, rate)), verdict, reason)
+    trips = found["round_trips"]
+    came = sorted(each for each in trips if each is not None)
+    trip = came[len(came) // 2] if came else None
+    delay, has = 2 * asked.get("delay", 0) or None, shaped.get("delay_up", 0) + shaped.get("delay_down", 0) or None
+    verdict, reason = judge_delay(delay, has, trip)
+    yield _figure("round trip", "ms", *(each and each * 1e3 for each in (delay, has, trip)), verdict, reason)
+    loss = 1 - (1 - asked.get("loss", 0)) ** 2 or None
+    has = 1 - (1 - shaped.get("loss_up", 0)) * (1 - shaped.get("loss_down", 0)) or None
+    lost, count = len(trips) - len(came), len(trips)
+    verdict, reason = judge_loss(loss, has, lost, count)
+    yield _figure("lost", "%", *(each and each * 100 for each in (loss, has)), 100 * lost / count, verdict, reason)
 
 
 def on_the_wire(payload: float | None, segment: int | None) -> float | None:
@@ -175,40 +184,59 @@ def on_the_wire(payload: float | None, segment: int | None) -> float | None:
     return payload and segment and payload * 8 * _TLS * (segment + _HEADERS) / segment
 
 
-def judge_rate(asked: float | None, rate: float | None, error: str = "") -> tuple[str, str]:
-    """Return the verdict on a rate, both in bit/s, and the reason where it is not as asked."""
+def judge_rate(asked: float | None, kernel: float | None, rate: float | None, error: str = "") -> tuple[str, str]:
+    """Return the verdict on a rate, all in bit/s, and the reason where it is not as asked."""
+    if not _alike(asked, kernel):
+        return OFF, f"the kernel has {_rate(kernel)}, and {_rate(asked)} is asked for; {_UP}"
     if rate is None:
         return OFF, f"nothing could be transferred: {error or 'the connection gave too little'}"
     if asked is None:
         return FREE, ""
     if rate > asked * (1 + TOLERANCE):
-        return OFF, f"{rate / 1e6:.3g} Mbit/s came through, and {asked / 1e6:g} is asked for; {_UP}"
+        return OFF, f"{_rate(rate)} came through, and {_rate(asked)} is asked for: the way past the limit is open"
     if rate < asked * (1 - TOLERANCE):
-        return BUSY, f"{rate / 1e6:.3g} Mbit/s came through of {asked / 1e6:g}: the way itself gave no more just now"
+        return BUSY, f"{_rate(rate)} came through of {_rate(asked)}: the way itself gave no more just now"
     return OK, ""
 
 
-def judge_delay(asked: float | None, round_trip: float | None) -> tuple[str, str]:
-    """Return the verdict on a round trip's time, both in s, and the reason where it is not as asked."""
-    if round_trip is None:
+def _rate(rate: float | None) -> str:
+    return "no limit" if rate is None else f"{rate / 1e6:.3g} Mbit/s"
+
+
+def judge_delay(asked: float | None, kernel: float | None, trip: float | None) -> tuple[str, str]:
+    """Return the verdict on a round trip's time, all in s, and the reason where it is not as asked."""
+    if not _alike(asked, kernel):
+        return OFF, f"the kernel has {_time(kernel)} for both ways, and {_time(asked)} is asked for; {_UP}"
+    if trip is None:
         return OFF, "no connection to the server was made"
     if asked is None:
         return FREE, ""
-    if round_trip < asked * (1 - TOLERANCE):
-        return OFF, f"a round trip takes {round_trip * 1e3:.3g} ms, and {asked * 1e3:g} is asked for; {_UP}"
-    if round_trip > asked * (1 + TOLERANCE) + _LAN:
-        return BUSY, f"a round trip takes {round_trip * 1e3:.3g} ms of {asked * 1e3:g}: the way itself adds the rest"
+    if trip < asked * (1 - TOLERANCE):
+        return OFF, f"a round trip takes {_time(trip)}, and {_time(asked)} is asked for: the way past the limit is open"
+    if trip > asked * (1 + TOLERANCE) + _LAN:
+        return BUSY, f"a round trip takes {_time(trip)} of {_time(asked)}: the way itself adds the rest"
     return OK, ""
 
 
-def judge_loss(asked: float | None, lost: int, count: int) -> tuple[str, str]:
-    """Return the verdict on how many of `count` round trips were lost, `asked` being the chance of one.
+def _time(seconds: float | None) -> str:
+    return "no delay" if seconds is None else f"{seconds * 1e3:.3g} ms"
+
+
+def judge_loss(asked: float | None, kernel: float | None, lost: int, count: int) -> tuple[str, str]:
+    """Return the verdict on how many of `count` round trips were lost, `asked` and `kernel` being the chance of one.
 
     It is off when so many, or so few, would come by chance in less than one of 200 tries, by the binomial distribution.
     """
+    if not _alike(asked, kernel):
+        return OFF, f"the kernel loses {kernel or 0:.2%} both ways, and {asked or 0:.2%} is asked for; {_UP}"
     if asked is None:
         return FREE, ""
     chances = [math.comb(count, k) * asked**k * (1 - asked) ** (count - k) for k in range(count + 1)]
     if min(sum(chances[: lost + 1]), sum(chances[lost:])) < _RARE:
-        return OFF, f"{lost} of {count} probes were lost, and {asked:.2%} is asked for; {_UP}"
+        return OFF, f"{lost} of {count} probes were lost, and {asked:.2%} of round trips are asked for"
     return OK, ""
+
+
+def _alike(asked: float | None, kernel: float | None) -> bool:
+    """Return whether the kernel has what was asked for; it says its figures with a few digits."""
+    return (asked is None) == (kernel is None) and abs((asked or 0) - (kernel or 0)) <= 0.01 * (asked or 0)

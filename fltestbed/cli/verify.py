@@ -40,7 +40,7 @@ def verify(
     options = Options(limit=limit, verbose=verbose, become_password=ask_password(ask_become_pass))
     with alone(testbed):
         result = play("verify", testbed.path, options)
-        rows = judge(testbed.clients, result.results("testbed_verify"), {})
+        rows = judge(testbed.clients, result.results("testbed_verify"))
         keep(state_dir(testbed.name) / "verify.json", rows)
     shown = rows if output is Format.json else [{key: row[key] for key in _SHOWN} for row in rows]
     show({"verified": shown}, output)

@@ -75,6 +75,7 @@ def calibrations(
     """Return what the module testbed_calibrate takes of a host's clients, each with its batch sizes."""
     shards = {part["client"]: str(part["sha256"]) for part in prepared["partitions"]}
     config = {key: prepared["run_config"][key] for key in ("model", "seed", "optimizer", "learning-rate", "momentum")}
+    config["seconds"] = 3  # of training with each batch size
     return [
         {"client": name, "setup": config | {"sha256": shards[name], "batch_sizes": batch_sizes[name]}}
         for name in (client["client"] for client in clients)

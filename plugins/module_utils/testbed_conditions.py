@@ -54,7 +54,9 @@ def run(*command):
 
 def boot():
     """Return what tells one start of this system from the next, in a container too."""
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/1/stat').read_text().split()[21]}"
+    return (
+        f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/1/stat').read_text().split()[21]}"
+    )
 
 
 # Network

@@ -23,6 +23,7 @@ class Inside:
             stderr=subprocess.PIPE,
         )
         self._read = b""
+        self._said = None
 
     def __enter__(self):
         return self
@@ -30,14 +31,11 @@ class Inside:
     def __exit__(self, *_):
         self.end()
 
-    def tell(self, content, *, is_all=False):
-        """Write to the program's standard input; `is_all` closes it."""
+    def tell(self, content):
+        """Write to the program's standard input."""
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(content)
             self._process.stdin.flush()
-        if is_all:
-            with contextlib.suppress(BrokenPipeError):
-                self._process.stdin.close()
 
     def hear(self, seconds, meanwhile=None, interval=0.05):
         """Return the next line, decoded from JSON; None: it has ended. Calls `meanwhile` at intervals.
@@ -59,12 +57,12 @@ class Inside:
         return json.loads(line)
 
     def end(self):
-        """End the program; return its exit code and what it said on standard error."""
-        self.tell(b"", is_all=True)
-        try:
-            self._process.stdin = None  # closed; communicate would flush it
-            _out, said = self._process.communicate(timeout=15)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            _out, said = self._process.communicate()
-        return self._process.returncode, said.decode(errors="replace").strip()
+        """End the program; return its exit code and what it said on standard error. Once is enough."""
+        if self._said is None:
+            try:
+                _out, said = self._process.communicate(timeout=15)  # which closes its standard input
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                _out, said = self._process.communicate()
+            self._said = said.decode(errors="replace").strip()
+        return self._process.returncode, self._said

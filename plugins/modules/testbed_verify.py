@@ -47,6 +47,10 @@ options:
     description: A large part of an image that can be fetched there, as C(sha256:…).
     type: str
     required: true
+  network:
+    description: What was asked for of the network, in bit/s, seconds and shares.
+    type: dict
+    default: {}
   seconds:
     description: How long each load lasts.
     type: int
@@ -66,25 +70,33 @@ clients:
   returned: always
   type: list
   elements: dict
-shapers:
-  description: The traffic shapers that the kernel has, as C(tc -json -statistics qdisc) lists them; null without C(tc).
+shaped:
+  description: >-
+    What the kernel does to the traffic between the device and the server, as C(tc) says it: C(rate_up), C(rate_down)
+    (bit/s), C(delay_up), C(delay_down) (s), C(loss_up), C(loss_down) (shares), each where there is one.
   returned: always
-  type: list
-  elements: dict
+  type: dict
+asked:
+  description: I(network), for the caller to compare with.
+  returned: always
+  type: dict
 """
 
 import json
+import re
 import time
 from pathlib import Path
 
 from ansible.module_utils import testbed_load
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testbed_cgroup import Cgroup
+from ansible.module_utils.testbed_conditions import CHILD, HANDLE, IFB, OWN_RATE
 from ansible.module_utils.testbed_docker import EngineUnreachable, cgroup_limits, inspect
 from ansible.module_utils.testbed_inside import KILLED, Inside
 
 LOAD = testbed_load.__spec__.loader.get_source(testbed_load.__name__)
 PATIENCE = 90  # s that a slow device gets to start Python, or to say something
+UNITS = {"bit": 1, "kbit": 1e3, "mbit": 1e6, "gbit": 1e9, "us": 1e-6, "ms": 1e-3, "s": 1, "%": 0.01}
 BEYOND = 1.05  # times the memory asked for, of which a limit that holds lets nobody take so much
 
 
@@ -189,12 +201,30 @@ def network(container, given):
     return {"error": said.splitlines()[-1] if said else "the way to the server could not be measured in time"}
 
 
-def shapers(module):
-    tc = module.get_bin_path("tc", opt_dirs=["/sbin", "/usr/sbin"])
-    if not tc:
-        return None
-    code, out, _err = module.run_command([tc, "-json", "-statistics", "qdisc", "show"])
-    return json.loads(out) if code == 0 else None
+def shaped(tc):
+    """Return what the kernel does to the traffic; `tc` runs the program and returns what it says.
+
+    A rate is that of a class below our queue; what is to the device comes by way of a device of its own.
+    """
+    found = {}
+    for line in tc("qdisc", "show").splitlines():
+        _qdisc, kind, handle, _dev, device = line.split()[:5]
+        way = "down" if device == IFB else "up"
+        if kind == "htb" and handle == HANDLE:
+            rate = re.search(r" rate (\S+)", tc("class", "show", "dev", device))
+            if rate and number(rate[1]) < OWN_RATE:
+                found[f"rate_{way}"] = number(rate[1])
+        elif kind == "netem" and handle == CHILD:
+            for key in ("delay", "loss"):
+                if value := re.search(rf" {key} ([0-9.]+\S*)", line):
+                    found[f"{key}_{way}"] = number(value[1])
+    return found
+
+
+def number(text):
+    """Return a quantity of tc's, as 5Mbit, 40ms or 1%, in bit/s, s or a share."""
+    value, unit = re.fullmatch(r"([0-9.]+)(\S*)", text).groups()
+    return float(value) * UNITS[unit.lower()]
 
 
 def main():
@@ -211,11 +241,18 @@ def main():
             "fleet_port": {"type": "int", "required": True},
             "registry_port": {"type": "int", "required": True},
             "blob": {"type": "str", "required": True},
+            "network": {"type": "dict", "default": {}},
             "seconds": {"type": "int", "default": 5},
         },
         supports_check_mode=True,
     )
     given = module.params
+
+    def tc(*arguments):
+        """Return what tc says; nothing on a device without it, which has nothing shaped."""
+        program = module.get_bin_path("tc", opt_dirs=["/sbin", "/usr/sbin"])
+        return module.run_command([program, *arguments], check_rc=True)[1] if program else ""
+
     found = []
     try:
         for client in given["clients"]:
@@ -242,7 +279,7 @@ def main():
             )
     except (EngineUnreachable, TimeoutError, OSError, ValueError) as error:
         module.fail_json(msg=f"the clients could not be measured: {error}")
-    module.exit_json(changed=False, clients=found, shapers=shapers(module))
+    module.exit_json(changed=False, clients=found, shaped=shaped(tc), asked=given["network"])
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def test_what_was_measured_of_other_clients_is_kept(tmp_path: Path) -> None:
 
 
 def test_the_program_trains_where_it_was_brought_and_leaves_nothing(tmp_path: Path) -> None:
-    """As in a container, but for the control group: with the app's files and the setup as testbed_calibrate sends them."""
+    """As in a container, with the files and the setup as testbed_calibrate sends them."""
     images, labels = images_and_labels(300, seed=0)
     with (tmp_path / "shard").open("wb") as file:
         np.savez(file, classes=10, train_inputs=images[:, None], train_labels=labels)

@@ -15,6 +15,7 @@ from fltestbed.cli._render import explain
 from fltestbed.cli.calibrate import calibrate
 from fltestbed.cli.check import check
 from fltestbed.cli.compare import compare
+from fltestbed.cli.conditions import kill, partition, pause, reboot, rejoin, restore, shape, throttle
 from fltestbed.cli.down import down
 from fltestbed.cli.experiments import experiments
 from fltestbed.cli.init import init
@@ -49,6 +50,8 @@ app.command("open")(open_)
 app.command()(watch)
 app.command()(verify)
 app.command()(calibrate)
+for condition in (throttle, shape, pause, kill, partition, reboot, rejoin, restore):
+    app.command()(condition)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,7 +1,7 @@
 """Judges what `verify` measured: is what was asked for what a client gets? If not, whose fault is it?"""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from fltestbed.inventory import Client
@@ -56,28 +56,23 @@ def _figures(
     shaped: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
     if not answer["running"]:
-        yield _figure("container", "", verdict=OFF, reason="its container does not run; fltestbed up starts it")
+        yield _figure("container", "", (), OFF, "its container does not run; fltestbed up starts it")
         return
     cpu, memory = answer["cpu"], answer["memory"]
-    verdict, reason = judge_cpu(client["cpus"], cpu)
-    yield _figure("cpus", "cores", client["cpus"], cpu["quota"], cpu["got"], verdict, reason)
+    yield _figure("cpus", "cores", (client["cpus"], cpu["quota"], cpu["got"]), *judge_cpu(client["cpus"], cpu))
     verdict, reason = judge_memory(client["memory"], memory, survived=answer["survived"])
-    asked, limit, taken = (size and size / _MIB for size in (client["memory"], memory["limit"], memory["taken"]))
-    yield _figure("memory", "MiB", asked, limit, taken, verdict, reason)
+    sizes = (client["memory"], memory["limit"], memory["taken"])
+    yield _figure("memory", "MiB", sizes, verdict, reason, scale=1 / _MIB)
     turns = f"{cpu['turns'] / 1e6:.3g} million loop turns a second"
-    yield _figure("core speed", "of the fastest", measured=cpu["turns"] / fastest, verdict=FREE, reason=turns)
+    yield _figure("core speed", "of the fastest", (None, None, cpu["turns"] / fastest), FREE, turns)
     yield from _network(answer["network"], network, shaped)
 
 
 def _figure(
-    figure: str,
-    unit: str,
-    asked: float | None = None,
-    kernel: float | None = None,
-    measured: float | None = None,
-    verdict: str = OK,
-    reason: str = "",
+    figure: str, unit: str, values: Sequence[float | None], verdict: str, reason: str, *, scale: float = 1.0
 ) -> dict[str, Any]:
+    """Return a figure; `values` are what was asked for, what the kernel has, and what was measured."""
+    asked, kernel, measured = (each and each * scale for each in values or (None, None, None))
     return {
         "figure": figure,
         "unit": unit,
@@ -156,27 +151,26 @@ def _network(
     found: Mapping[str, Any], asked: Mapping[str, float], shaped: Mapping[str, float]
 ) -> Iterator[dict[str, Any]]:
     if "error" in found:
-        yield _figure("network", "", verdict=OFF, reason=f"the server cannot be reached: {found['error']}")
+        yield _figure("network", "", (), OFF, f"the server cannot be reached: {found['error']}")
         return
     for way in ("down", "up"):
-        rate, wanted, has = (
-            on_the_wire(found[way], found.get(f"{way}_segment")),
-            asked.get(f"rate_{way}"),
-            shaped.get(f"rate_{way}"),
-        )
-        verdict, reason = judge_rate(wanted, has, rate, found.get(f"{way}_error", ""))
-        yield _figure(way, "Mbit/s", *(each and each / 1e6 for each in (wanted, has, rate)), verdict, reason)
+        rate = on_the_wire(found[way], found.get(f"{way}_segment"))
+        rates = (asked.get(f"rate_{way}"), shaped.get(f"rate_{way}"), rate)
+        verdict, reason = judge_rate(*rates, found.get(f"{way}_error", ""))
+        yield _figure(way, "Mbit/s", rates, verdict, reason, scale=1e-6)
     trips = found["round_trips"]
     came = sorted(each for each in trips if each is not None)
-    trip = came[len(came) // 2] if came else None
-    delay, has = 2 * asked.get("delay", 0) or None, shaped.get("delay_up", 0) + shaped.get("delay_down", 0) or None
-    verdict, reason = judge_delay(delay, has, trip)
-    yield _figure("round trip", "ms", *(each and each * 1e3 for each in (delay, has, trip)), verdict, reason)
-    loss = 1 - (1 - asked.get("loss", 0)) ** 2 or None
-    has = 1 - (1 - shaped.get("loss_up", 0)) * (1 - shaped.get("loss_down", 0)) or None
+    times = (
+        2 * asked.get("delay", 0) or None,
+        shaped.get("delay_up", 0) + shaped.get("delay_down", 0) or None,
+        came[len(came) // 2] if came else None,
+    )
+    yield _figure("round trip", "ms", times, *judge_delay(*times), scale=1e3)
     lost, count = len(trips) - len(came), len(trips)
-    verdict, reason = judge_loss(loss, has, lost, count)
-    yield _figure("lost", "%", *(each and each * 100 for each in (loss, has)), 100 * lost / count, verdict, reason)
+    loss = 1 - (1 - asked.get("loss", 0)) ** 2 or None
+    kernel = 1 - (1 - shaped.get("loss_up", 0)) * (1 - shaped.get("loss_down", 0)) or None
+    verdict, reason = judge_loss(loss, kernel, lost, count)
+    yield _figure("lost", "%", (loss, kernel, lost / count), verdict, reason, scale=100)
 
 
 def on_the_wire(payload: float | None, segment: int | None) -> float | None:

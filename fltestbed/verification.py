@@ -31,7 +31,7 @@ def judge(
     """Return a row for every figure of every client that was measured; `answers` are the module testbed_verify's."""
     clients = list(clients)
     found = {each["client"]: each for answer in answers.values() for each in answer["clients"]}
-    fastest = max((each["cpu"]["turns"] for each in found.values() if each["running"]), default=1.0)
+    fastest = max((each["cpu"]["turns"] for each in found.values() if "cpu" in each), default=1.0)
     rows = []
     for client in clients:
         answer = found.get(client["client"])
@@ -55,8 +55,8 @@ def _figures(
     network: Mapping[str, float],
     shaped: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
-    if not answer["running"]:
-        yield _figure("container", "", (), OFF, "its container does not run; fltestbed up starts it")
+    if answer["state"] != "running":
+        yield _figure("container", "", (), OFF, f"its container is {answer['state']}; {_UP}")
         return
     cpu, memory = answer["cpu"], answer["memory"]
     yield _figure("cpus", "cores", (client["cpus"], cpu["quota"], cpu["got"]), *judge_cpu(client["cpus"], cpu))

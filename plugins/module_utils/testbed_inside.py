@@ -56,6 +56,14 @@ class Inside:
         line, _, self._read = self._read.partition(b"\n")
         return json.loads(line)
 
+    def need(self, seconds):
+        """Return the next line, decoded from JSON. Raises ValueError, with what it said, when there is none."""
+        said = self.hear(seconds)
+        if said is None:
+            code, errors = self.end()
+            raise ValueError(f"a program in the container ended with {code}: {errors}")
+        return said
+
     def end(self):
         """End the program; return its exit code and what it said on standard error. Once is enough."""
         if self._said is None:

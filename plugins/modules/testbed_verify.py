@@ -61,7 +61,7 @@ author: fltestbed authors
 RETURN = r"""
 clients:
   description: >-
-    What was found of each client, in the order of I(clients). Its name as C(client), and C(running). C(cpu) with
+    What was found of each client, in the order of I(clients). Its name as C(client), and its C(state). C(cpu) with
     C(quota) (cores, null for no limit), C(cores) of the device, C(got) (cores), C(periods) of the quota meanwhile,
     C(throttled), in how many of them it was used up, C(throttled_above), the share of them in which one of a group was
     that the container lies in, and C(turns), loop turns that one core makes in a second. C(memory) with C(limit),
@@ -130,8 +130,8 @@ def cpu(container, pid, group, seconds):
     quota, _limit = cgroup_limits(pid)
     above = group.above()
     with load(container, "busy", seconds + PATIENCE) as program:
-        said = program.hear(PATIENCE)
-        program.hear(PATIENCE)
+        said = program.need(PATIENCE)
+        program.need(PATIENCE)
         began, before, before_above = sample()
         time.sleep(seconds)
         ended, after, after_above = sample()
@@ -156,7 +156,7 @@ def memory(container, group, asked):
     if asked is None:
         return answer
     with load(container, "fill", PATIENCE) as program:
-        program.hear(PATIENCE)
+        program.need(PATIENCE)
         used = group.memory()["used"]
         answer["room"] = used + room(group)
         if answer["room"] < asked:
@@ -259,8 +259,9 @@ def main():
             name = client["client"]
             container, supernode = (f"{given['project']}-{service}-{name}-1" for service in ("client", "supernode"))
             before = inspect(container)
-            if not before or not before["State"]["Pid"]:
-                found.append({"client": name, "running": False})
+            state = before["State"]["Status"] if before else "not there"
+            if state != "running":
+                found.append({"client": name, "state": state})
                 continue
             pid = before["State"]["Pid"]
             group = Cgroup.of(pid)
@@ -268,7 +269,7 @@ def main():
                 module.fail_json(msg=f"{name} trains: what it gets is measured without a run, which would be disturbed")
             answer = {
                 "client": name,
-                "running": True,
+                "state": state,
                 "cpu": cpu(container, pid, group, given["seconds"]),
                 "memory": memory(container, group, client["memory"]),
                 "network": network(supernode, given),

@@ -146,7 +146,7 @@ def test_every_figure_of_every_measured_client_is_a_row() -> None:
             "clients": [
                 {
                     "client": "pi",
-                    "running": True,
+                    "state": "running",
                     "cpu": cpu(),
                     "memory": memory(),
                     "network": NETWORK,
@@ -160,13 +160,13 @@ def test_every_figure_of_every_measured_client_is_a_row() -> None:
             "clients": [
                 {
                     "client": "pc-1",
-                    "running": True,
+                    "state": "running",
                     "cpu": free,
                     "memory": no_limit,
                     "network": {"error": "timed out"},
                     "survived": True,
                 },
-                {"client": "pc-2", "running": False},
+                {"client": "pc-2", "state": "exited"},
             ],
         },
     }

@@ -492,6 +492,9 @@ def _setup(run: Run) -> list[Table | Figure | Text]:
             blocks.append(
                 Text("What the kernel enforced is not recorded, as there is no lock.json, or no client had a limit.")
             )
+    if verified := run.lock.get("verified"):
+        words = "Clients: limits measured by fltestbed verify, times in UTC"
+        blocks.append(Table("verified", words, pd.DataFrame(verified)))
     blocks += _data(run)
     if hosts := run.lock.get("hosts"):
         blocks.append(

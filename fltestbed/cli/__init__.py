@@ -12,6 +12,7 @@ import typer.core
 
 from fltestbed.cli import lab
 from fltestbed.cli._render import explain
+from fltestbed.cli.calibrate import calibrate
 from fltestbed.cli.check import check
 from fltestbed.cli.compare import compare
 from fltestbed.cli.conditions import kill, partition, pause, reboot, rejoin, restore, shape, throttle
@@ -28,6 +29,7 @@ from fltestbed.cli.status import status
 from fltestbed.cli.stop import stop
 from fltestbed.cli.sweep import sweep
 from fltestbed.cli.up import up
+from fltestbed.cli.verify import verify
 from fltestbed.cli.watch import watch
 from fltestbed.errors import Cancelled, FltestbedError
 from fltestbed.paths import full_disk
@@ -46,6 +48,8 @@ for command in (init, check, plan, up, experiments, run, sweep, report, compare,
     app.command()(command)
 app.command("open")(open_)
 app.command()(watch)
+app.command()(verify)
+app.command()(calibrate)
 for condition in (throttle, shape, pause, kill, partition, reboot, rejoin, restore):
     app.command()(condition)
 

@@ -70,6 +70,19 @@ def run_plan(prepared: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
 
 
+def calibrations(
+    clients: list[Mapping[str, Any]], prepared: Mapping[str, Any], batch_sizes: Mapping[str, list[int]]
+) -> list[dict[str, Any]]:
+    """Return what the module testbed_calibrate takes of a host's clients, each with its batch sizes."""
+    shards = {part["client"]: str(part["sha256"]) for part in prepared["partitions"]}
+    config = {key: prepared["run_config"][key] for key in ("model", "seed", "optimizer", "learning-rate", "momentum")}
+    config["seconds"] = 3  # of training with each batch size
+    return [
+        {"client": name, "setup": config | {"sha256": shards[name], "batch_sizes": batch_sizes[name]}}
+        for name in (client["client"] for client in clients)
+    ]
+
+
 def shards_of(prepared: Mapping[str, Any], host: str, server: bool) -> dict[str, dict[str, str]]:
     """Return the data files that a host is to hold, by folder: ``path`` on the controller and ``sha256``."""
     shards = {f"data/{part['client']}": part for part in prepared["partitions"] if part["device"] == host}
@@ -235,6 +248,7 @@ class FilterModule:
         return {
             "testbed_clients": testbed_clients,
             "flower_config": flower_config,
+            "calibrations": calibrations,
             "client_logs": client_logs,
             "with_extra": with_extra,
             "dict_of": dict_of,

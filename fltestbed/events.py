@@ -1,4 +1,4 @@
-"""What happened in a run, in order: its start and end, rounds, clients that failed, changed limits, alerts."""
+"""What happened in a run, in order: its start and end, rounds, conditions, clients that failed, limits, alerts."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -17,7 +17,8 @@ _LIMITS = {
 def events(folder: Path, series: Series | None) -> list[dict[str, Any]]:
     """Return the events of a run's folder and of its series, by time: time, kind, device, client, text.
 
-    time is ISO 8601 in UTC; kind is start, end, round, fault, limit or alert; device and client may be None.
+    time is ISO 8601 in UTC; kind is start, end, round, condition, fault, limit or alert; device and client may be
+    None. A condition, which was written while the run went on, has more: see docs/reference-results.md.
     """
     found = [*_recorded(folder), *(_watched(series) if series else ())]
     return sorted(found, key=lambda event: (datetime.fromisoformat(event["time"]), event["kind"] == "end"))
@@ -39,6 +40,7 @@ def _recorded(folder: Path) -> Iterator[dict[str, Any]]:
         yield _event(run["started"], "start", folder.name)
     reason = f": {run['reason']}" if run["reason"] else ""
     yield _event(run["updated"], "end", f"{run['status']}{reason}")
+    yield from (dict(row) for row in _read(folder / "events.jsonl") if row["kind"] == "condition")
     for row in _read(folder / "rounds.jsonl"):
         counts = f"{row['clients_ok']} clients ok, {row['clients_failed']} failed"
         accuracy = row["server_accuracy"]

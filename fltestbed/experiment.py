@@ -4,23 +4,26 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator
 
 from fltestbed.errors import ExperimentError
+from fltestbed.fields import (
+    PROBLEM,
+    Count,
+    Fraction,
+    NotNegative,
+    PositiveInt,
+    PositiveNumber,
+    Share,
+)
+from fltestbed.fields import Part as _Part
+from fltestbed.fields import problem as _problem
 from fltestbed.paths import nearest
+from fltestbed.timeline.schema import Timeline
 from fltestbed.yaml_files import NotYaml, compose, duplicates, line
-
-# Numbers are read leniently, as YAML takes 1e-3 for a string.
-PositiveNumber = Annotated[float, Field(gt=0, strict=False)]
-Fraction = Annotated[float, Field(gt=0, le=1, strict=False)]
-NotNegative = Annotated[float, Field(ge=0, strict=False)]
-Share = Annotated[float, Field(ge=0, lt=1, strict=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
 
 MIN_EXAMPLES = 50
 """The least that a partition has, held-out part included."""
@@ -41,10 +44,6 @@ KNOWN = {
     "mnist": Known(60_000, (1, 28, 28), 10),
 }
 """The data sets that any source has to have as everybody else has them."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Data(_Part):
@@ -321,6 +320,7 @@ class Experiment(_Part):
     min_clients: PositiveInt | None = None
     client_wait: PositiveNumber = 120
     round_timeout: PositiveNumber = 600
+    timeline: Timeline | None = None
     sweep: dict[str, list[Any]] | None = None
     repeats: PositiveInt = 1
 
@@ -416,37 +416,41 @@ def load(path: Path, settings: Sequence[str] = ()) -> Experiment:
     except ValidationError as error:
         problems, hints = [], []
         for problem in error.errors():
-            location = _without_tag(problem["loc"])
-            key = ".".join(location)
-            source = next((said for said in settings if f"{key}.".startswith(f"{_key(said)}.")), None)
-            where = f"setting {source!r}: {key}" if source else f"{path}:{_line(root, location)}: {key}"
+            key = ".".join(_without_tag(problem["loc"]))
             what, hint = _explain(key, problem["type"], problem["input"], problem.get("ctx", {}))
-            problems.append(f"{where}: {what}")
+            problems.append(f"{_where(path, root, settings, key)}: {what}")
             hints.append(hint)
         raise ExperimentError("\n".join(problems), "; ".join(dict.fromkeys(hints))) from error
 
 
-_PROBLEM = "fltestbed"
+def where(path: Path, settings: Sequence[str], key: str) -> str:
+    """Return the place of a key for an error: its file and line, or the setting that has it."""
+    return _where(path, compose(path), settings, key)
 
 
-def _problem(what: str, hint: str) -> PydanticCustomError:
-    return PydanticCustomError(_PROBLEM, "{what}", {"what": what, "hint": hint})
+def _where(path: Path, root: yaml.Node | None, settings: Sequence[str], key: str) -> str:
+    source = next((said for said in settings if f"{key}.".startswith(f"{_key(said)}.")), None)
+    return f"setting {source!r}: {key}" if source else f"{path}:{_line(root, key.split('.'))}: {key}"
 
 
 def _explain(key: str, kind: str, given: Any, context: Mapping[str, Any]) -> tuple[str, str]:
     """Return what is wrong with a value, and what to do, for a kind of pydantic's errors."""
-    if kind == _PROBLEM:
+    if kind == PROBLEM:
         return context["what"], context["hint"]
     if kind == "extra_forbidden":
         elsewhere = "take it out, or choose the name that it belongs to"
-        beside = {known for known in KEYS if known.rpartition(".")[0] == key.rpartition(".")[0]}
+        within = re.sub(r"\.\d+(?=\.)", "", key).rpartition(".")[0]
+        beside = {known for known in _ALL_KEYS if known.rpartition(".")[0] == within}
         return "no such key", elsewhere if key in KEYS else nearest(key, beside or KEYS)
     if kind in ("literal_error", "union_tag_invalid"):
         name = str(context.get("tag", given))
         known = re.findall("'(.+?)'", context.get("expected_tags") or context["expected"])
         return f"there is no {name!r}", nearest(name, known)
     if kind in ("missing", "union_tag_not_found"):
-        return ("is missing", _LOOK) if kind == "missing" else ("has no name", "add one, as in {name: iid}")
+        if kind == "missing":
+            return "is missing", _LOOK
+        example = "{model: markov}" if key.startswith("timeline") else "{name: iid}"
+        return f"has no {example[1:].partition(':')[0]}", f"add one, as in {example}"
     expected = _EXPECTED.get(kind, "another value; " + _LOOK).format(**context)
     return f"cannot be {given!r}", f"write {expected}"
 
@@ -471,16 +475,21 @@ _EXPECTED = {
 _LOOK = "compare it with experiments/fashion-mnist-cnn.yml, which shows every key"
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _keys(model: type[BaseModel], prefix: str = "", of_lists: bool = False) -> Iterator[str]:
     for name, field in model.model_fields.items():
-        yield prefix + name
-        for part in get_args(field.annotation) or (field.annotation,):
+        yield prefix + (field.alias or name)
+        parts: list[Any] = [field.annotation]
+        for part in parts:
             if isclass(part) and issubclass(part, BaseModel):
-                yield from _keys(part, f"{prefix}{name}.")
+                yield from _keys(part, f"{prefix}{name}.", of_lists)
+            elif of_lists or get_origin(part) is not list:
+                parts += get_args(part)
 
 
 KEYS = frozenset(_keys(Experiment))
 """Every key of an experiment, with dots."""
+_ALL_KEYS = frozenset(_keys(Experiment, of_lists=True))
+"""These, and the keys of what is in lists."""
 
 
 def _key(setting: str) -> str:
@@ -511,13 +520,18 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
 def _without_tag(location: tuple[str | int, ...]) -> list[str]:
     """Return where an error is in the file: pydantic puts a union's tag behind the key of the union."""
     names = [str(name) for name in location]
-    return names[:1] + names[2:] if names[0] in ("partitioner", "strategy") and len(names) > 2 else names
+    tag = 3 if names[:2] == ["timeline", "churn"] else 1 if names[0] in ("partitioner", "strategy") else len(names)
+    return names[:tag] + names[tag + 1 :] if len(names) > tag + 1 else names
 
 
-def _line(node: yaml.Node | None, location: list[str]) -> int:
+def _line(node: yaml.Node | None, location: Sequence[str]) -> int:
     """Return the line of the key `location`, or of the mapping that lacks it."""
     line = 1
     for name in location:
+        if isinstance(node, yaml.SequenceNode) and name.isdecimal() and int(name) < len(node.value):
+            node = node.value[int(name)]
+            line = node.start_mark.line + 1
+            continue
         if not isinstance(node, yaml.MappingNode):
             break
         found = next(((key, value) for key, value in node.value if key.value == name), None)

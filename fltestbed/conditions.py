@@ -94,7 +94,8 @@ def action(kind: str, given: Mapping[str, Any]) -> Action:
         numbers, wrong = network.parse(rates | {key: value for key, value in given.items() if key != "rate"})
         if wrong:
             key, what, fix = wrong[0]
-            raise ConditionError(f"shape: {what if key in given else what.replace(key, 'rate')}", fix, key)
+            asked = key if key in given else "rate"
+            raise ConditionError(f"shape: {what.replace(key, asked)}", fix, asked)
         return Action(kind, numbers)
     try:
         return Action(kind, {key: client_number(key, value) for key, value in given.items()})
@@ -200,7 +201,7 @@ class _Channel:
             name: (content_dir() / f"plugins/module_utils/{name}.py").read_text(encoding="utf-8") for name in _SOURCES
         }
         self._source = json.dumps(sources).encode()
-        self._hello = {"testbed": testbed.name, "session": session}
+        self._hello = {"project": f"fltestbed-{testbed.name}", "session": session}
         self._argv = command(host, ["python3", "-c", _BOOT, str(len(self._source))])
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
@@ -263,7 +264,7 @@ class _Channel:
         """Return the answer to a question, None when none came in time or the connection broke."""
         self._count += 1
         sent = time.time()
-        if not self._write(json.dumps(question | {"id": self._count}).encode() + b"\n"):
+        if not self._write(json.dumps({**question, "id": self._count}).encode() + b"\n"):
             return None
         while (left := until - time.monotonic()) > 0:
             try:
@@ -304,7 +305,7 @@ class _Channel:
     @staticmethod
     def _read(process: "subprocess.Popen[bytes]", answers: "queue.Queue[dict[str, Any]]", errors: Any) -> None:
         assert process.stdout  # noqa: S101 for mypy
-        with errors, contextlib.suppress(ValueError):
+        with errors, process.stdout, contextlib.suppress(ValueError):
             for line in process.stdout:
                 answers.put(json.loads(line))
             process.wait()
@@ -320,10 +321,18 @@ class _Channel:
                 self._process.stdin.write(data)
                 self._process.stdin.flush()
         except (OSError, ValueError):
-            self._process.wait()
-            time.sleep(0.1)
+            self._lose(self._why_lost())
             return False
         return True
+
+    def _why_lost(self) -> str:
+        """Return why the connection broke, as its reader knows within a moment."""
+        with contextlib.suppress(queue.Empty):
+            while True:
+                answer = self._answers.get(timeout=1)
+                if "lost" in answer:
+                    return str(answer["lost"])
+        return "the connection broke"
 
     def _lose(self, reason: str) -> None:
         self.reason = reason

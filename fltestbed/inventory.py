@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from fltestbed import inventory_stamp
+from fltestbed import inventory_stamp, network
 from fltestbed.errors import InventoryError
 from fltestbed.findings import Finding
 from fltestbed.inventory_ansible import CONNECTION
@@ -269,6 +269,7 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
                 key: value for key, value in host["variables"].items() if not _template_in(key, value)
             }
             clients += _resolve(name, variables, variables["testbed_profiles"], variables["testbed_own_profiles"], own)
+            own += _check_network(variables["testbed_network"], name in groups.get("superlink", []))
         problems += [(name, problem) for problem in own]
     problems += _check_addresses(groups.get("testbed", []), hosts)
     problems += _check_unique(clients)
@@ -433,6 +434,18 @@ def _check_type(name: str, value: Any, spec: Mapping[str, Any]) -> Iterator[_Pro
                 yield _Problem(f"{name}.{index}", problem.message, problem.hint)
 
 
+def _check_network(entry: Any, is_server: bool) -> Iterator[_Problem]:
+    """Yield what is wrong with a device's testbed_network."""
+    if not isinstance(entry, Mapping):
+        yield _Problem("testbed_network", f"testbed_network cannot be {entry!r}", "write it like {rate_down: 5mbit}")
+        return
+    for wrong in network.parse(entry)[1]:
+        yield _Problem(f"testbed_network.{wrong.key}", f"testbed_network: {wrong.what}", wrong.fix)
+    if entry and is_server:
+        what = "testbed_network is of the server's own host, so what its clients say to the server never leaves it"
+        yield _Problem("testbed_network", what, "set testbed_network: {} there")
+
+
 def _is_port(value: Any) -> bool:
     return str(value).isdecimal() and 0 < int(value) < 65536
 
@@ -446,7 +459,7 @@ def _is_subnet(value: Any) -> bool:
 
 _DATA = (
     *("testbed_clients", "testbed_client", "testbed_client_defaults", "testbed_profile"),
-    *("testbed_own_profiles", "testbed_profiles"),
+    *("testbed_own_profiles", "testbed_profiles", "testbed_network"),
 )
 """What is never templated."""
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -9,16 +9,15 @@ from fltestbed.paths import nearest
 KEYS = ("rate_up", "rate_down", "delay", "jitter", "loss")
 """Up is from the device to the server. Delay, jitter and loss hold in each direction."""
 
-_UNITS = {
-    **dict.fromkeys(("rate_up", "rate_down"), {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}),
-    **dict.fromkeys(("delay", "jitter"), {"us": 1e-6, "ms": 1e-3, "s": 1.0}),
-    "loss": {"%": 0.01},
-}
-_RULES = {
-    **dict.fromkeys(("rate_up", "rate_down"), ("a rate from 8kbit to 100gbit, as in 500kbit or 5mbit", 8e3, 100e9)),
-    **dict.fromkeys(("delay", "jitter"), ("a time with us, ms or s, at most 60s, as in 80ms", 0, 60)),
-    "loss": ("a share from 0% to 99%, as in 1% or 0.5%", 0, 0.99),
-}
+_BITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_BITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
+_UNITS = {"rate_up": _BITS, "rate_down": _BITS, "delay": _SECONDS, "jitter": _SECONDS, "loss": {"%": 0.01}}
+_RATE = ("a rate from 8kbit to 100gbit, as in 500kbit or 5mbit", 8e3, 100e9)
+_TIME = ("a time with us, ms or s, at most 60s, as in 80ms", 0, 60)
+_SHARE = ("a share from 0% to 99%, as in 1% or 0.5%", 0, 0.99)
+_RULES = {"rate_up": _RATE, "rate_down": _RATE, "delay": _TIME, "jitter": _TIME, "loss": _SHARE}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?) ?([a-z%]+)")
 
 

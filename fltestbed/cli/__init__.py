@@ -14,6 +14,7 @@ from fltestbed.cli import lab
 from fltestbed.cli._render import explain
 from fltestbed.cli.check import check
 from fltestbed.cli.compare import compare
+from fltestbed.cli.conditions import kill, partition, pause, reboot, rejoin, restore, shape, throttle
 from fltestbed.cli.down import down
 from fltestbed.cli.experiments import experiments
 from fltestbed.cli.init import init
@@ -62,6 +63,8 @@ for command in (
     app.command()(command)
 app.command("open")(open_)
 app.command()(watch)
+for condition in (throttle, shape, pause, kill, partition, reboot, rejoin, restore):
+    app.command()(condition)
 
 
 def _print_version(wanted: bool) -> None:

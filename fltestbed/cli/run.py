@@ -212,7 +212,16 @@ def _write_report(_testbed: Testbed, folder: Path) -> str:
 
 
 def news(event: Event, rounds: int) -> str:
-    """Return what to say of an event: a line for a finished round, an app's own log lines, nothing for the rest."""
+    """Return what to say of an event.
+
+    A line for each condition that is in force, or a finished round; an app's own log lines; nothing for the rest.
+    """
+    if event.kind == "ok" and event.module == "testbed_status":
+        return "\n".join(
+            f"{event.host}: {each['text']} since {each['since']}" + (", lost in a reboot" if each["lost"] else "")
+            for each in event.result["conditions"]
+            if each["kind"] != "network" or each["lost"]
+        )
     said = event.result if event.kind == "item" and event.module == "testbed_run" else {}
     row = said.get("round")
     if not row:

@@ -48,7 +48,7 @@ def status(
 
 
 def rows(testbed: Testbed, answers: Results, revoked: Container[str] = ()) -> dict[str, Rows]:
-    """Return the hosts, clients, containers and the run. Limits asked are the inventory's, in cores and bytes."""
+    """Return hosts, clients, containers, conditions and the run. Limits asked are the inventory's."""
     server = answers.get(testbed.server.name, {})
     online = {node["name"]: node["status"] for node in server.get("nodes", [])}
     services = {container["service"]: container for answer in answers.values() for container in answer["containers"]}
@@ -70,20 +70,30 @@ def rows(testbed: Testbed, answers: Results, revoked: Container[str] = ()) -> di
                 "memory": container.get("memory"),
             }
         )
+    conditions = [
+        {"host": host, "condition": each["text"], "since": each["since"], "in_force": not each["lost"]}
+        for host, answer in sorted(answers.items())
+        for each in answer["conditions"]
+    ]
     containers = [
         {"host": host} | {key: container[key] for key in ("service", "state", "health", "started")}
         for host, answer in sorted(answers.items())
         for container in answer["containers"]
     ]
     run = [server["run"]] if server.get("run") else []
-    return {"hosts": hosts, "clients": clients, "containers": containers, "run": run}
+    return {"hosts": hosts, "clients": clients, "containers": containers, "conditions": conditions, "run": run}
 
 
-def require_health(testbed: Testbed, parts: Mapping[str, Rows], answered: Container[str]) -> None:
+def require_health(testbed: Testbed, parts: Mapping[str, Rows], answers: Results) -> None:
     """Raise HostsFailed when a container does not run, or a limit is not the one that the inventory asks for.
 
-    Hosts that did not answer are left out.
+    Hosts that did not answer are left out, and so is what a condition explains.
     """
+    changed = [each for answer in answers.values() for each in answer["conditions"]]
+    stopped_clients = [each["client"] for each in changed if each["kind"] in ("pause", "kill")]
+    stopped_clients = [each["client"] for each in changed if each["kind"] in ("pause", "kill")]
+    stopped = {service for client in stopped_clients for service in client_services(client)}
+    throttled = {each["client"]: each["parameters"] for each in changed if each["kind"] == "throttle"}
     problems: dict[str, list[str]] = {}
     there = {(row["host"], row["service"]): row for row in parts["containers"]}
     needed = [(testbed.server.name, service) for service in SERVER_SERVICES]
@@ -92,14 +102,15 @@ def require_health(testbed: Testbed, parts: Mapping[str, Rows], answered: Contai
     ]
     for host, service in dict.fromkeys([*needed, *there]):
         row = there.get((host, service), {"state": "not there", "health": None})
-        if host in answered and (row["state"] != "running" or row["health"] == "unhealthy"):
+        if host in answers and service not in stopped and (row["state"] != "running" or row["health"] == "unhealthy"):
             state = row["state"] if row["state"] != "running" else row["health"]
             problems.setdefault(host, []).append(f"{service} is {state}")
     for row in parts["clients"]:
-        if (row["device"], client_services(row["client"])[1]) not in there:
+        service = client_services(row["client"])[1]
+        if (row["device"], service) not in there or service in stopped:
             continue
         for limit, tolerance in (("cpus", 0.005), ("memory", _PAGE)):
-            asked, got = row[f"{limit}_asked"], row[limit]
+            asked, got = throttled.get(row["client"], {}).get(limit, row[f"{limit}_asked"]), row[limit]
             if (asked is None) != (got is None) or abs((asked or 0) - (got or 0)) >= tolerance:
                 problems.setdefault(row["device"], []).append(
                     f"{row['client']} has {limit} {cell(limit, got)}, and {cell(limit, asked)} is asked for"

@@ -12,7 +12,7 @@ from ansible.errors import AnsibleFilterError
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from fltestbed import app
+from fltestbed import app, conditions, network
 from fltestbed.errors import FltestbedError
 from fltestbed.inventory import resolve_clients
 
@@ -198,6 +198,22 @@ def program_images(recipes: Mapping[str, Any], base: Any, store: str, arch: str)
     return images
 
 
+def condition_numbers(parameters: Mapping[str, Any], kind: str) -> dict[str, float | int]:
+    """Return the parameters of a condition without units, as testbed_conditions takes them."""
+    try:
+        return dict(conditions.action(kind, parameters).parameters)
+    except FltestbedError as error:
+        raise AnsibleFilterError(str(error)) from error
+
+
+def network_numbers(entry: Mapping[str, Any]) -> dict[str, float]:
+    """Return a testbed_network without units, as testbed_conditions takes it."""
+    numbers, wrong = network.parse(entry)
+    if wrong:
+        raise AnsibleFilterError(f"testbed_network: {wrong[0].what}; {wrong[0].fix}")
+    return numbers
+
+
 class FilterModule:
     """What Ansible loads."""
 
@@ -216,6 +232,8 @@ class FilterModule:
             "hyphenated": hyphenated,
             "app_files": app_files,
             "app_lacks": app_lacks,
+            "condition_numbers": condition_numbers,
+            "network_numbers": network_numbers,
             "exporter_names": exporter_names,
             "program_images": program_images,
             "run_plan": run_plan,

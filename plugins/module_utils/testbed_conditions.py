@@ -13,7 +13,6 @@ import contextlib
 import fcntl
 import json
 import os
-import re
 import select
 import shlex
 import shutil
@@ -22,7 +21,6 @@ import socket
 import subprocess
 import sys
 import time
-from datetime import datetime, timezone
 from pathlib import Path
 
 from ansible.module_utils.testbed_docker import EngineUnreachable, cgroup_limits, containers, inspect, post
@@ -45,7 +43,7 @@ class Refused(Exception):
 def run(*command):
     """Run a program and return its output. Raises Refused with what it said."""
     if shutil.which(command[0]) is None:
-        raise Refused(f"{command[0]} is not installed here; fltestbed up installs it")
+        raise Refused(f"{command[0]} is not installed here; tc and ip are of the package iproute2")
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
     if done.returncode:
         raise Refused(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
@@ -54,7 +52,8 @@ def run(*command):
 
 def boot():
     """Return what tells one start of this system from the next, in a container too."""
-    return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {Path('/proc/1/stat').read_text().split()[21]}"
+    kernel, first = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/1/stat")
+    return f"{kernel.read_text().strip()} {first.read_text().rpartition(')')[2].split()[19]}"
 
 
 # Network
@@ -118,11 +117,8 @@ def shape_commands(device, addresses, ports, parameters):
             for port in ports:
                 match = ["match", "ip", end, f"{address}/32", "match", "ip", "protocol", "6", "0xff"]
                 match += ["match", "ip", {"dst": "dport", "src": "sport"}[end], str(port), "0xffff"]
-                commands.append(
-                    ["tc", "filter", "add", "dev", device, "parent", parent, *("protocol", "ip", "prio", "1", "u32")]
-                    + match
-                    + action
-                )
+                add = ["tc", "filter", "add", "dev", device, "parent", parent, "protocol", "ip", "prio", "1", "u32"]
+                commands.append([*add, *match, *action])
 
     if shared or "rate_up" in parameters:
         commands += queue_commands(device, parameters.get("rate_up", OWN_RATE), parameters, "0")
@@ -284,9 +280,9 @@ def in_words(entry):
 class Conditions:
     """The conditions of one testbed on this device. With a session, what it puts in force is its own to undo."""
 
-    def __init__(self, testbed, session=""):
-        self.project = f"fltestbed-{testbed}"
-        self.file = STATE / f"conditions-{testbed}.json"
+    def __init__(self, project, session=""):
+        self.project = project
+        self.file = STATE / f"conditions-{project[len('fltestbed-') :]}.json"
         self.session = session
         self.entries = {}
 
@@ -468,10 +464,22 @@ class Conditions:
             ending=kind.startswith("un"),
         )
 
+    def forget(self):
+        """Take the conditions of a testbed whose containers are gone out of the network; return what was in force."""
+        with self.alone():
+            kinds = {entry["kind"] for entry in self.entries.values()}
+            self.entries = {}
+            if kinds & {"shape", "network"}:
+                self.enforce_network()
+            if "partition" in kinds:
+                self.enforce_partition()
+            self.save()
+            return kinds
+
     def put(self, kind, client, parameters):
         """Put a condition in force; one of its kind is replaced, a throttle only in what is said anew."""
         key = f"{kind} {client}".rstrip()
-        former = self.entries.get(key)
+        now, former = boot(), self.entries.get(key)
         if former and kind == "throttle":
             parameters = {**former["parameters"], **parameters}
         before = former
@@ -481,8 +489,8 @@ class Conditions:
             "kind": kind,
             "client": client,
             "parameters": parameters,
-            "since": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-            "boot": boot(),
+            "since": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "boot": now,
             "session": self.session,
             "before": before if self.session else None,
         }
@@ -511,7 +519,7 @@ class Conditions:
             try:
                 self.enforce(entry["kind"], entry["client"])
                 said.append(in_words(entry))
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 self.entries[key] = entry
                 failed.append(f"{in_words(entry)}: {error}")
             self.save()
@@ -651,7 +659,7 @@ def serve(lease=LEASE):
                 continue
             question = json.loads(line)
             if question["do"] == "hello":
-                conditions = Conditions(question["testbed"], question["session"])
+                conditions = Conditions(question["project"], question["session"])
             started = time.time()
             done, text = answer(conditions, question)
             said = {"id": question["id"], "started": started, "ended": time.time(), "ok": done, "text": text}

@@ -31,6 +31,10 @@ options:
     type: list
     elements: path
     default: []
+  network:
+    description: The network condition that the inventory gives the host, in bit/s, seconds and shares of 1.
+    type: dict
+    default: {}
   state:
     description: Whether to compare with the record or to write it.
     type: str
@@ -54,6 +58,11 @@ changed_services:
   returned: always
   type: list
   elements: str
+conditions:
+  description: The conditions in force, the inventory's own too, as M(testbed_conditions) says them.
+  returned: always
+  type: list
+  elements: dict
 ansible_facts:
   description: C(testbed_kind), the host's C(arch) and C(cgroup), as M(testbed_probe) returns them.
   returned: always
@@ -66,6 +75,7 @@ import os
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testbed_conditions import Conditions
 from ansible.module_utils.testbed_docker import EngineUnreachable, containers, inspect
 from ansible.module_utils.testbed_host import cgroup
 
@@ -73,6 +83,7 @@ RECORD = ".fltestbed-settled.json"
 # What runs and their data change below the testbed's folder.
 NOT_STATE = {"app", "data", "grafana-state", "history", "runs", "state", "submitted", "test", "textfile", RECORD}
 HASHED_BYTES = 2**20
+OTHER_NETWORK = "the network is not as the inventory says"
 LIMITS = ("NanoCpus", "CpuQuota", "CpuPeriod", "Memory", "MemorySwap")
 
 
@@ -143,12 +154,23 @@ def differences(left, now):
     return said
 
 
-def changed_services(left, now):
-    """Return the services whose container is the one of the record, with other limits."""
+def changed_conditions(conditions, network):
+    """Return what of the conditions in force is not as the inventory says, in words."""
+    said = [f"{each['text']} since {each['since']}" for each in conditions if each["kind"] != "network"]
+    there = [each["parameters"] for each in conditions if each["kind"] == "network" and not each["lost"]]
+    if there != [network] * bool(network):
+        said.append(OTHER_NETWORK)
+    return said
+
+
+def changed_services(left, now, conditions):
+    """Return the services whose container is the one of the record, with other limits that no condition explains."""
+    throttled = {f"client-{each['client']}" for each in conditions if each["kind"] == "throttle"}
     return [
         service
         for service, after in now["containers"].items()
-        if (before := left["containers"].get(service))
+        if service not in throttled
+        and (before := left["containers"].get(service))
         and before["id"] == after["id"]
         and before["limits"] != after["limits"]
     ]
@@ -168,6 +190,7 @@ def main():
             "project": {"type": "str", "required": True},
             "inputs": {"type": "str", "required": True},
             "paths": {"type": "list", "elements": "path", "default": []},
+            "network": {"type": "dict", "default": {}},
             "state": {"choices": ["compared", "recorded"], "default": "compared"},
         },
         supports_check_mode=True,
@@ -175,8 +198,9 @@ def main():
     record = Path(module.params["root"]) / RECORD
     # As testbed_probe says it, for those who need it of a host that is left alone.
     result = {"changed": False, "ansible_facts": {"testbed_kind": {"arch": os.uname().machine, "cgroup": cgroup()}}}
-    result |= {"settled": False, "differences": [], "changed_services": []}
+    result |= {"settled": False, "differences": [], "changed_services": [], "conditions": []}
     try:
+        result["conditions"] = conditions = Conditions(module.params["project"]).standing()
         left = json.loads(record.read_text()) if record.exists() else None
         now = observe(module) if left or module.params["state"] == "recorded" else None
     except EngineUnreachable as error:
@@ -187,11 +211,10 @@ def main():
         if not module.check_mode:
             write(record, now)
         module.exit_json(**result | {"settled": True})
-    said = differences(left, now) if left else ["no whole deployment has ended here yet"]
-    module.exit_json(
-        **result
-        | {"settled": not said, "differences": said, "changed_services": changed_services(left, now) if left else []}
-    )
+    said = changed_conditions(conditions, module.params["network"])
+    said += differences(left, now) if left else ["no whole deployment has ended here yet"]
+    services = changed_services(left, now, conditions) if left else []
+    module.exit_json(**result | {"settled": not said, "differences": said, "changed_services": services})
 
 
 if __name__ == "__main__":

@@ -46,6 +46,11 @@ containers:
   returned: always
   type: list
   elements: dict
+conditions:
+  description: The conditions in force, as M(testbed_conditions) says them.
+  returned: always
+  type: list
+  elements: dict
 nodes:
   description: C(name), C(status), C(node_id) of every registered SuperNode.
   returned: when I(server=true)
@@ -62,6 +67,7 @@ import platform
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testbed_conditions import Conditions
 from ansible.module_utils.testbed_docker import EngineUnreachable, cgroup_limits, containers, get, inspect
 
 
@@ -134,6 +140,7 @@ def main():
         "arch": platform.machine(),
         "docker": None,
         "containers": [],
+        "conditions": Conditions(module.params["project"]).standing(),
     }
     try:
         result["docker"] = get("/version")["Version"]

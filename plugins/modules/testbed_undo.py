@@ -63,6 +63,8 @@ from pathlib import Path
 
 from ansible.module_utils import testbed_record
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testbed_conditions import Conditions
+from ansible.module_utils.testbed_conditions import Refused as ConditionRefused
 from ansible.module_utils.testbed_docker import EngineUnreachable, get
 
 # Docker's own chains, and its rules in others: they name such a chain, its bridge or one of its networks' bridges.
@@ -182,6 +184,9 @@ class Undo:
                     "the Docker engine does not run, so that the testbed's containers can't be removed. Start it "
                     "(systemctl start docker), and run this again"
                 )
+        conditions = Conditions(params["project"])
+        if conditions.read():
+            self.change_file("put the network's conditions back", conditions.forget)
         for path in params["paths"]:
             self.remove_path(path)
 
@@ -421,7 +426,7 @@ def main():
         undo.remove_testbed()
         if module.params["purge"]:
             others = undo.purge()
-    except (Refused, OSError, ValueError) as error:
+    except (Refused, ConditionRefused, OSError, ValueError) as error:
         module.fail_json(msg=str(error), done=undo.done if undo else [])
     after = "".join(f"{line}\n" for line in undo.done)
     module.exit_json(changed=bool(undo.done), done=undo.done, testbeds=others, diff={"before": "", "after": after})

@@ -463,7 +463,8 @@ def test_help_loads_no_heavy_module(cli: Cli) -> None:
 def test_status_shows_all_and_tells_with_5_or_6_what_is_wrong(cli: Cli) -> None:
     cli.module(
         "testbed_status",
-        "result = {'os': 'Debian', 'arch': 'aarch64', 'docker': '26.1', 'containers': [], 'nodes': [], 'run': None}",
+        "result = {'os': 'Debian', 'arch': 'aarch64', 'docker': '26.1', 'run': None}\n"
+        "result |= {'containers': [], 'conditions': [], 'nodes': []}",
     )
     cli.playbook("status", {"testbed_status": {}})
     code, out, err = cli("status", "--format", "json")

@@ -32,7 +32,7 @@ def container(service: str, **more: Any) -> dict[str, Any]:
 
 
 def healthy() -> dict[str, dict[str, Any]]:
-    facts = {"os": "Debian", "arch": "aarch64", "docker": "26.1"}
+    facts = {"os": "Debian", "arch": "aarch64", "docker": "26.1", "conditions": []}
     answers: dict[str, dict[str, Any]] = {
         "server": facts | {"containers": [container(service) for service in SERVER_SERVICES]}
     }
@@ -115,6 +115,26 @@ def test_a_host_that_did_not_answer_is_shown_but_is_no_failure_of_its_containers
     parts = rows(TESTBED, answers)
     assert parts["hosts"][1] == {"host": "pi-1", "os": None, "arch": None, "docker": None}
     assert problems(answers) == {}
+
+
+def test_a_condition_is_shown_and_explains_what_it_changed_and_nothing_else() -> None:
+    answers = healthy()
+    throttle = {"kind": "throttle", "client": "pi-1", "parameters": {"cpus": 0.2}, "text": "pi-1 throttled to 0.2 cpus"}
+    kill = {"kind": "kill", "client": "pi-2", "parameters": {}, "text": "pi-2 killed"}
+    since = {"since": "2026-01-01T00:00:00Z", "lost": False}
+    answers["pi-1"]["conditions"], answers["pi-2"]["conditions"] = [throttle | since], [kill | since]
+    answers["pi-1"]["containers"][1]["cpus"] = 0.2
+    for row in answers["pi-2"]["containers"]:
+        row["state"] = "exited"
+    assert problems(answers) == {}
+    assert rows(TESTBED, answers)["conditions"][0] == {
+        "host": "pi-1",
+        "condition": "pi-1 throttled to 0.2 cpus",
+        "since": "2026-01-01T00:00:00Z",
+        "in_force": True,
+    }
+    answers["pi-1"]["containers"][1]["cpus"] = 0.1
+    assert problems(answers) == {"pi-1": ["pi-1 has cpus 0.1, and 0.2 is asked for"]}
 
 
 def test_table_and_json_show_the_same_rows(capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,9 +70,28 @@ def test_each_difference_has_its_words(change: dict[str, Any], said: list[str]) 
 
 def test_only_a_container_with_other_limits_is_to_be_made_anew() -> None:
     limits = {"client-pi": CONTAINER | {"limits": [0, 0, 0, 0, 0]}}
-    assert settled.changed_services(LEFT, LEFT | {"containers": limits}) == ["client-pi"]
+    assert settled.changed_services(LEFT, LEFT | {"containers": limits}, []) == ["client-pi"]
+    throttled = [{"kind": "throttle", "client": "pi"}]
+    assert settled.changed_services(LEFT, LEFT | {"containers": limits}, throttled) == []
     replaced = {"client-pi": CONTAINER | {"id": "2", "limits": [0, 0, 0, 0, 0]}}
-    assert settled.changed_services(LEFT, LEFT | {"containers": replaced}) == []
+    assert settled.changed_services(LEFT, LEFT | {"containers": replaced}, []) == []
+
+
+@pytest.mark.parametrize(
+    ("conditions", "network", "said"),
+    [
+        ([], {}, []),
+        ([{"kind": "network", "parameters": {"delay": 0.1}, "lost": False}], {"delay": 0.1}, []),
+        ([{"kind": "network", "parameters": {"delay": 0.1}, "lost": True}], {"delay": 0.1}, [settled.OTHER_NETWORK]),
+        ([{"kind": "network", "parameters": {"delay": 0.1}, "lost": False}], {}, [settled.OTHER_NETWORK]),
+        ([], {"delay": 0.1}, [settled.OTHER_NETWORK]),
+        ([{"kind": "kill", "text": "pi killed", "since": "10:00", "lost": False}], {}, ["pi killed since 10:00"]),
+    ],
+)
+def test_conditions_that_are_not_the_inventorys_are_said(
+    conditions: list[dict[str, Any]], network: dict[str, float], said: list[str]
+) -> None:
+    assert settled.changed_conditions(conditions, network) == said
 
 
 def test_a_host_without_a_record_is_not_settled(tmp_path: Path) -> None:

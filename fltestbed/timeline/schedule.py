@@ -18,7 +18,7 @@ from fltestbed.timeline.schema import CUTS, Churn, Diurnal, Event, Markov, Timel
 
 Clock = Literal["seconds", "round", "accuracy"]
 _CLOCKS: tuple[Clock, ...] = ("seconds", "round", "accuracy")
-_MOST = 100_000
+_MOST = 20_000
 _ONLINE = {
     **dict.fromkeys(("1", "on", "up", "online"), True),
     **dict.fromkeys(("0", "off", "down", "offline"), False),

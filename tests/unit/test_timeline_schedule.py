@@ -122,7 +122,7 @@ def spells(steps: list[schedule.Step], device: str) -> list[tuple[float, float]]
 
 def test_markov_churn_has_the_means_that_were_asked_for(tmp_path: Path) -> None:
     text = "timeline: {churn: [{devices: pis, model: markov, up: 2m, down: 30s, until: 10 h, action: pause}]}"
-    steps = expand(tmp_path, text.replace("10 h", "200h"))
+    steps = expand(tmp_path, text.replace("10 h", "50h"))
     assert {schedule.words(step.action) for step in steps} == {"pause", "rejoin"}
     found = spells(steps, "pi-3")
     assert found != spells(steps, "pi-4")
@@ -130,9 +130,9 @@ def test_markov_churn_has_the_means_that_were_asked_for(tmp_path: Path) -> None:
     assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(found))
     down = [end - begin for begin, end in found]
     up = [begin - end for (_, end), (begin, _) in itertools.pairwise(found)]
-    assert len(found) > 3000
-    assert sum(down) / len(down) == pytest.approx(30, rel=0.08)
-    assert sum(up) / len(up) == pytest.approx(120, rel=0.08)
+    assert len(found) > 900
+    assert sum(down) / len(down) == pytest.approx(30, rel=0.15)
+    assert sum(up) / len(up) == pytest.approx(120, rel=0.15)
 
 
 def test_diurnal_churn_is_online_for_its_share_around_the_start_of_each_period(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_devices_of_a_foreign_trace_are_dealt_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entries", "said", "hint"),
     [
-        (["at: 1, devices: pi-5, kill: {}"], "has no device, client or group 'pi-5'", "pi-3 or pi-4"),
+        (["at: 1, devices: pi-5, kill: {}"], "has no device, client or group 'pi-5'", "pi-4 or pi-3"),
         (["at: 1, devices: server, kill: {}"], "has no device, client or group 'server'", "laptop"),
         (["at: 1, devices: laptop-1, shape: {rate: 1mbit}"], "shape acts on a device, and laptop-1 is a client", ""),
         (["at: 1, devices: pi-3, rejoin: {}"], "pi-3 is not cut off at 1 s", "before"),
@@ -201,7 +201,7 @@ def test_devices_of_a_foreign_trace_are_dealt_out(tmp_path: Path) -> None:
             "shape of pi-3 at 5 s, which would be put back with it, within shape of timeline.events.0",
             "",
         ),
-        (["at: 0, every: 1ms, times: 60000, devices: pis, reboot: {}"], "more than 100000 steps", "less"),
+        (["at: 0, every: 1ms, times: 10001, devices: pis, reboot: {}"], "more than 20000 steps", "less"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_place(tmp_path: Path, entries: list[str], said: str, hint: str) -> None:

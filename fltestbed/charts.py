@@ -170,7 +170,7 @@ def conditions(name: str, title: str, words: str, frame: pd.DataFrame, rounds: p
 
     What was not done, or is over at once, is a point. `rounds` has `begin`.
     """
-    what = [
+    what: list[Any] = [
         "device",
         "action",
         "text",

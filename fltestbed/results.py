@@ -78,8 +78,9 @@ class Run:
     """What a run left.
 
     `rounds` has the columns ROUNDS, `clients` CLIENTS and RESOURCES, `events` EVENTS, `conditions` (the events of the
-    timeline) CONDITIONS, `series` SERIES; times are UTC, in `series` Unix seconds. `limits` has a row a client: what the inventory asks for (`cpus_asked`, `memory_asked`)
-    and what the kernel enforced (`cpus`, `memory`), in cores and bytes.
+    timeline) CONDITIONS, `series` SERIES; times are UTC, in `series` Unix seconds. `limits` has a row a client: what
+    the inventory asks for (`cpus_asked`, `memory_asked`) and what the kernel enforced (`cpus`, `memory`), in cores and
+    bytes.
     """
 
     name: str
@@ -121,7 +122,7 @@ def load(folder: Path) -> Run:
     lock = reader.mapping("lock.json")
     planned = reader.mapping("experiment.json")
     events = reader.rows("events.jsonl")
-    conditions = [row for row in events if row.get("kind") == "condition"]
+    conditions = [row for row in events if row.get("kind") == "timeline"]
     clients = _table(reader.rows("clients.jsonl"), CLIENTS)
     resources = _table(reader.parquet("resources"), (*_KEY, "start", "end", *RESOURCES))
     if not resources.empty:

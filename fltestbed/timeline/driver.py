@@ -44,7 +44,7 @@ class Driver:
 
     `hear` tells it how the run goes. Leaving it ends it: what never was due is said to be so, and what was changed is
     put back. `clients` are those of each device. docs/reference-results.md describes the rows (events.jsonl, kind
-    condition); their times are on the clock of the server's host, as its messages tell it.
+    timeline); their times are on the clock of the server's host, as its messages tell it.
     """
 
     def __init__(
@@ -219,7 +219,7 @@ class Driver:
         self._ledger.write(
             {
                 "time": self._iso(started),
-                "kind": "condition",
+                "kind": "timeline",
                 "device": device,
                 "client": about["client"],
                 "text": text,

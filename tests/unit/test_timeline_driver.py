@@ -278,18 +278,18 @@ def test_a_device_that_cannot_do_it_is_refused_before_the_run(tmp_path: Path) ->
     assert caught.value.hosts["pi-1"].task == "timeline.events.0: throttle cpus 0.5"
 
 
-def test_the_end_of_a_run_keeps_its_conditions_among_the_events(tmp_path: Path) -> None:
+def test_the_end_of_a_run_keeps_its_timeline_among_the_events(tmp_path: Path) -> None:
     run = {"started": "2026-01-01T00:00:00.000+00:00", "updated": "2026-01-01T00:01:00.000+00:00"}
     (tmp_path / "run.json").write_text(json.dumps({"status": "finished", "reason": None} | run))
     testbed = lab(tmp_path)
     ledger = Ledger([], testbed, tmp_path, lambda text: None)
-    row: Row = {"time": "2026-01-01T00:00:30.000+00:00", "kind": "condition", "device": "pi-1", "client": None}
+    row: Row = {"time": "2026-01-01T00:00:30.000+00:00", "kind": "timeline", "device": "pi-1", "client": None}
     row |= {"text": "kill", "when": "30 s", "error_seconds": 0.002, "outcome": "ok"}
     ledger.write(row)
     ledger.close()
     for _ in range(2):  # also when it is written anew
         events.save(events.events(tmp_path, None), tmp_path)
         found = events_of(tmp_path)
-        assert [each["kind"] for each in found] == ["start", "condition", "end"]
+        assert [each["kind"] for each in found] == ["start", "timeline", "end"]
         assert found[1] == row
     assert line(row) == "30 s: pi-1  kill  2 ms late"

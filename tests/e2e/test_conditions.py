@@ -26,7 +26,8 @@ began = time.monotonic()
 with tls.wrap_socket(socket.create_connection((server, port), 5)) as wire:
     wire.settimeout(60)
     sent = size if method == "POST" else 0
-    wire.sendall(f"{method} {path} HTTP/1.1\\r\\nHost: x\\r\\nContent-Length: {sent}\\r\\n\\r\\n".encode() + bytes(sent))
+    head = [f"{method} {path} HTTP/1.1", "Host: x", f"Content-Length: {sent}", "", ""]
+    wire.sendall("\\r\\n".join(head).encode() + bytes(sent))
     left = 1 if sent else size
     while left > 0:
         left -= len(wire.recv(65536)) or sys.exit("the server hung up")

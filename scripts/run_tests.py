@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 LINT_ROLES = "env ANSIBLE_INVENTORY=inventories/virtual ansible-lint --nocolor -q"
 PARTS = {
     "lint": ["ruff check", "ruff format --check", "mypy", "yamllint --strict .", LINT_ROLES],
-    "unit": ["pytest tests/unit tests/contract"],
+    "unit": ["pytest -n auto --maxprocesses 4 --dist loadgroup tests/unit tests/contract"],
     "molecule": ["molecule test --scenario-name default", "molecule test --scenario-name cluster"],
     "e2e": ["pytest tests/e2e"],
 }

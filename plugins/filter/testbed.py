@@ -108,6 +108,13 @@ def client_logs(clients: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{"name": f"client-{name}", "services": [f"supernode-{name}", f"client-{name}"]} for name in names]
 
 
+def run_records(variables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return what the server host said of the run, in order, of its variables: from its start to its end or stop."""
+    said = [variables.get(f"__run_{step}") or {} for step in ("submitted", "followed", "watched", "stopped")]
+    looks = [look for step in said for look in step.get("results", [step])]
+    return [look["run"] for look in looks if "run" in look]
+
+
 def host_facts(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a run's lock says of each host that could be looked at."""
     facts = {}
@@ -237,4 +244,5 @@ class FilterModule:
             "exporter_names": exporter_names,
             "program_images": program_images,
             "run_plan": run_plan,
+            "run_records": run_records,
         }

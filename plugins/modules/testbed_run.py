@@ -40,6 +40,13 @@ options:
     description: Overrides of the app's configuration, as C(flwr run --run-config) takes them.
     type: str
     default: ""
+  plan:
+    description: What the ServerApp reads as C(experiment.json), for I(state=submitted); null for an app of its own.
+    type: dict
+  owner:
+    description: User and group that the run's folder belongs to, for I(state=submitted); -1 leaves it as it is.
+    type: int
+    default: -1
   round:
     description: The round whose end to wait for, from 1. 0 is for the start of the first one.
     type: int
@@ -138,6 +145,15 @@ class Run:
         Path(partial).replace(self.folder / "run.json")
         return record
 
+    def prepare(self):
+        """Make the folder, the ServerApp's own, with its plan."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.module.params["plan"] is not None:
+            (self.folder / "experiment.json").write_text(json.dumps(self.module.params["plan"]))
+            (self.folder / "experiment.json").chmod(0o644)
+        self.folder.chmod(0o755)
+        os.chown(self.folder, self.module.params["owner"], self.module.params["owner"])
+
     def rows(self, name):
         path = self.folder / name
         lines = (
@@ -185,6 +201,7 @@ def submit(module, run):
         module.exit_json(changed=False, run=run.record())
     if module.check_mode:
         module.exit_json(changed=True, run=run.record())
+    run.prepare()
     code, answer, said = run.ask("run", "/app", "testbed", "--run-config", module.params["run_config"])
     if code != 0 or "run-id" not in answer:
         reason = f"Flower refused the app: {answer.get('error-message') or said}"
@@ -274,6 +291,8 @@ def main():
             "name": {"type": "str", "required": True},
             "state": {"type": "str", "choices": ["submitted", "followed", "watched", "stopped"], "required": True},
             "run_config": {"type": "str", "default": ""},
+            "plan": {"type": "dict"},
+            "owner": {"type": "int", "default": -1},
             "round": {"type": "int"},
             "timeout": {"type": "int", "default": 3600},
         },

@@ -1,114 +1,19 @@
-"""A testbed of virtual devices for the tests of this folder: made once, from an inventory that is nobody else's."""
+"""What the tests of this folder share: a testbed of virtual devices, made once, and one run that is watched."""
 
 import json
-import os
 import shutil
+import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
-FLTESTBED = Path(sys.executable).parent / "fltestbed"
-DEVICES = ("laptop", "pi-3", "pi-4")
-SUBNET = "172.29.7."
-T = TypeVar("T")
-
-
-@dataclass
-class Lab:
-    """A working directory with an inventory, and the ways in which the tests look at its testbed."""
-
-    folder: Path
-    name: str = "e2e"
-
-    @property
-    def inventory(self) -> Path:
-        return self.folder / "inventories" / self.name
-
-    def command(self, *arguments: str) -> list[str]:
-        return [str(FLTESTBED), *arguments, "-i", self.name]
-
-    def environment(self) -> dict[str, str]:
-        return os.environ | {"PWD": str(self.folder), "COLUMNS": "160"}
-
-    def run(self, *arguments: str, code: int | None = 0) -> str:
-        """Run fltestbed; return its standard output. Fails with everything it said when the exit code is another.
-
-        None as the code is for any.
-        """
-        done = subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-            timeout=1500,
-            check=False,
-        )
-        print(f"$ fltestbed {' '.join(arguments)}\n{done.stderr[-6000:]}")
-        assert code in (None, done.returncode), (
-            f"exit code {done.returncode}, not {code}:\n{done.stdout[-3000:]}{done.stderr[-6000:]}"
-        )
-        return done.stdout
-
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
-        """Start fltestbed in the background, both outputs in one pipe."""
-        return subprocess.Popen(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def status(self, code: int | None = 0) -> dict[str, Any]:
-        return dict(json.loads(self.run("status", "--format", "json", code=code)))
-
-    def on(self, device: str, *command: str, code: int | None = 0, seconds: float = 120) -> str:
-        """Run a command as root on a virtual device, past Ansible and SSH."""
-        done = subprocess.run(
-            ["docker", "exec", f"{self.name}-{device}", *command],
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
-        assert code is None or done.returncode == code, f"{device}: {command}: {done.stdout}{done.stderr}"
-        return done.stdout
-
-    def started(self) -> dict[tuple[str, str], str]:
-        """Return when each container was started, by device and service."""
-        return {(row["host"], row["service"]): row["started"] for row in self.status()["containers"]}
-
-    def images(self) -> dict[str, set[str]]:
-        """Return the images of every device's engine."""
-        return {
-            device: set(self.on(device, "docker", "images", "-q", "--no-trunc").split())
-            for device in ("server", *DEVICES)
-        }
-
-    def latest_run(self) -> Path:
-        return max((self.folder / "runs").iterdir())
-
-
-def rows(run: Path, name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / name).read_text().splitlines()]
-
-
-def wait_for(what: str, look: Callable[[], T], seconds: float = 300) -> T:
-    """Return the first true answer of `look`."""
-    deadline = time.monotonic() + seconds
-    while not (answer := look()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.5)
-    return answer
+from .lab import REPOSITORY, SUBNET, Lab, wait_for
+from .prometheus import Prometheus, queries_with_data
+from .terminal import Terminal
 
 
 @pytest.fixture(scope="session")
@@ -124,3 +29,72 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         yield lab
     finally:
         subprocess.run(lab.command("lab", "down"), cwd=lab.folder, env=lab.environment(), check=True, timeout=300)
+
+
+@pytest.fixture(scope="session")
+def prometheus(lab: Lab) -> Prometheus:
+    return Prometheus(lab)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run, and what was seen while it went."""
+
+    folder: Path
+    result: dict[str, Any]  # what `run --format json` printed
+    progress: str
+    told: str  # by `watch` in a pipe
+    drawn: str  # by `watch` on a terminal that shrank
+    without_data: list[str]  # the dashboards' queries that had no data at any time
+
+
+@pytest.fixture(scope="session")
+def trained(lab: Lab, prometheus: Prometheus) -> Trained:
+    """Train for three rounds, and watch it in every way there is."""
+    training = subprocess.Popen(
+        lab.command("run", "fashion-mnist-cnn", "--set", "rounds=3", "--name", "watched", "--format", "json"),
+        cwd=lab.folder,
+        env=lab.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        # In its folder stands the run's plan before its app is submitted: from then on there is a run to watch.
+        wait_for(
+            "the run's folder",
+            lambda: (
+                "-watched" in lab.on("server", "sh", "-c", "ls /opt/fltestbed/e2e/runs", code=None)
+                or training.poll() is not None
+            ),
+        )
+        following = lab.start("watch")
+        terminal = Terminal(lab, "watch", "--interval", "1")
+        try:
+            terminal.wait_for("trains")
+            terminal.resize(6, 60)  # too small for three clients
+            terminal.wait_for("more: ")
+            terminal.process.send_signal(signal.SIGINT)
+            assert terminal.process.wait(30) == 0
+            assert terminal.process.stderr and "the run goes on" in terminal.process.stderr.read()
+            assert training.poll() is None
+        finally:
+            terminal.close()
+
+        missing = queries_with_data()
+
+        def nothing_missing() -> bool:
+            answers = prometheus.query(*missing.values())
+            for where, answer in list(zip(missing, answers, strict=True)):
+                if answer:
+                    del missing[where]
+            return not missing or training.poll() is not None
+
+        wait_for("data for every query, or the run's end", nothing_missing, 900)
+        output, progress = training.communicate(timeout=900)
+        assert training.returncode == 0, progress
+        told, _ = following.communicate(timeout=300)
+        assert following.returncode == 0, told
+    finally:
+        training.kill()
+    return Trained(lab.latest_run(), json.loads(output), progress, told, terminal.drawn, list(missing))

@@ -8,7 +8,8 @@ import subprocess
 
 import pytest
 
-from .conftest import DEVICES, REPOSITORY, SUBNET, Lab, rows, wait_for
+from .conftest import Trained
+from .lab import DEVICES, REPOSITORY, SUBNET, Lab, rows, wait_for
 
 
 def recap(log: str) -> dict[str, dict[str, int]]:
@@ -115,10 +116,9 @@ def test_an_unregistered_supernode_is_refused(lab: Lab) -> None:
     assert set(json.loads(lab.on("server", "cat", "/opt/fltestbed/e2e/state/nodes.json"))) == set(DEVICES)
 
 
-def test_training_on_fashion_mnist(lab: Lab) -> None:
-    result = json.loads(lab.run("run", "fashion-mnist-cnn", "--set", "rounds=3", "--format", "json"))
-    run = lab.latest_run()
-    assert [row["round"] for row in result["rounds"]] == [1, 2, 3]
+def test_training_on_fashion_mnist(trained: Trained) -> None:
+    run = trained.folder
+    assert [row["round"] for row in trained.result["rounds"]] == [1, 2, 3]
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     last = rows(run, "rounds.jsonl")[-1]
     assert last["server_accuracy"] > 0.80
@@ -134,51 +134,11 @@ def test_training_on_fashion_mnist(lab: Lab) -> None:
         assert (run / "logs" / f"{name}.log").stat().st_size > 0, name
 
 
-def test_a_device_holds_its_own_part_of_the_data_alone(lab: Lab) -> None:
-    lock = json.loads((lab.latest_run() / "lock.json").read_text())
+def test_a_device_holds_its_own_part_of_the_data_alone(lab: Lab, trained: Trained) -> None:
+    lock = json.loads((trained.folder / "lock.json").read_text())
     for part in lock["partitions"]:
         files = lab.on(part["device"], "bash", "-c", "find /opt/fltestbed/e2e/data -type f -printf '%P\n'").split()
         assert files == [f"{part['client']}/{part['sha256']}.npz"]
-
-
-def test_a_change_of_the_app_needs_no_image(lab: Lab) -> None:
-    before, started = lab.images(), lab.started()
-    app = lab.folder / "my_app"
-    shutil.copytree(REPOSITORY / "fl_app", app)
-    client = app / "testbed_app" / "client.py"
-    client.write_text(client.read_text() + '\nprint("a line that was not there before", flush=True)\n')
-    lab.run("run", "fashion-mnist-cnn", "--set", f"app={app}", "--set", "rounds=1", "--name", "changed-app")
-    run = lab.latest_run()
-    assert "a line that was not there before" in (run / "logs" / "client-laptop.log").read_text()
-    assert lab.images() == before
-    assert lab.started() == started
-
-
-def rounds_begun(lab: Lab, client: str, since: str) -> list[int]:
-    """Return the rounds in which a client said since then that it trains."""
-    said = lab.on("pi-4", "docker", "logs", "--since", since, f"fltestbed-e2e-client-{client}-1")
-    return [int(number) for number in re.findall(r"^round (\d+): training", said, re.MULTILINE)]
-
-
-def test_a_killed_client_is_named_and_takes_part_again(lab: Lab) -> None:
-    since = lab.on("pi-4", "date", "--utc", "+%FT%TZ").strip()
-    training = lab.start("run", "fashion-mnist-cnn", "--set", "rounds=4", "--name", "killed")
-    try:
-        wait_for("the second round's training", lambda: rounds_begun(lab, "pi-4", since)[1:], 300)
-        killed = rounds_begun(lab, "pi-4", since)[-1]
-        pid = lab.on("pi-4", "docker", "inspect", "-f", "{{.State.Pid}}", "fltestbed-e2e-client-pi-4-1").strip()
-        lab.on("pi-4", "kill", "-9", pid)
-        said = training.communicate(timeout=600)[0]
-    finally:
-        training.kill()
-    assert training.returncode == 0, said
-    run = lab.latest_run()
-    clients = [row for row in rows(run, "clients.jsonl") if row["device"] == "pi-4"]
-    failed = [row for row in clients if row["failure"]]
-    assert failed and failed[0]["round"] == killed, clients
-    assert failed[0]["end"] > failed[0]["start"]
-    assert clients[-1]["failure"] is None, clients
-    assert len(rows(run, "rounds.jsonl")) == 4
 
 
 def test_a_changed_limit_touches_that_client_alone(lab: Lab) -> None:
@@ -223,9 +183,21 @@ def test_a_run_that_lacks_clients_ends_with_the_reason(lab: Lab) -> None:
 def test_everything_comes_back_after_a_reboot(lab: Lab) -> None:
     subprocess.run(["docker", "restart", "e2e-pi-3"], check=True, capture_output=True, timeout=120)
     subprocess.run(["docker", "restart", "e2e-server"], check=True, capture_output=True, timeout=120)
-
     wait_for("all clients online", lambda: set(supernodes(lab).values()) == {"online"}, 240)
-    lab.run("run", "fashion-mnist-cnn", "--set", "rounds=1", "--name", "after-reboot")
+
+
+def test_a_change_of_the_app_needs_no_image(lab: Lab) -> None:
+    """The first run after the reboot."""
+    before, started = lab.images(), lab.started()
+    app = lab.folder / "my_app"
+    shutil.copytree(REPOSITORY / "fl_app", app)
+    client = app / "testbed_app" / "client.py"
+    client.write_text(client.read_text() + '\nprint("a line that was not there before", flush=True)\n')
+    lab.run("run", "fashion-mnist-cnn", "--set", f"app={app}", "--set", "rounds=1", "--name", "changed-app")
+    run = lab.latest_run()
+    assert "a line that was not there before" in (run / "logs" / "client-laptop.log").read_text()
+    assert lab.images() == before
+    assert lab.started() == started
 
 
 def test_a_typo_is_refused_before_a_host_is_touched(lab: Lab) -> None:

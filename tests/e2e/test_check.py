@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from .conftest import DEVICES, SUBNET, Lab
+from .lab import DEVICES, SUBNET, Lab
 
 # Hosts that only exist in the inventory `broken`: further addresses of the server, and what is wrong with each.
 GHOSTS: dict[str, dict[str, Any]] = {

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509 import CertificateBuilder, load_pem_x509_certificate
 
-from .conftest import Lab, rows, wait_for
+from .lab import Lab, rows, wait_for
 
 DEVICE = "pi-4"
 SEED = 20
@@ -176,7 +176,9 @@ def test_ctrl_c_at_any_point_is_answered_and_the_next_up_converges(lab: Lab) -> 
     began = time.monotonic()
     assert "changed" in changes(lab, "--limit", DEVICE)
     whole = time.monotonic() - began
-    points = sorted(random.Random(SEED).uniform(0.1, whole) for _ in range(10))  # noqa: S311
+    draw = random.Random(SEED)  # noqa: S311
+    points = sorted(draw.uniform(0.1, whole) for _ in range(10))
+    assert points[-1] - points[0] > whole / 2
     answers = []
     for point in points:
         break_device(lab)
@@ -332,23 +334,40 @@ def test_an_expired_certificate_keeps_devices_out_and_the_next_up_mends_it(lab: 
     assert changes(lab) == ""
 
 
-def test_a_run_survives_a_corrupt_shard_and_an_engine_that_restarts(lab: Lab) -> None:
+def rounds_begun(lab: Lab, device: str, since: str) -> list[int]:
+    """Return the rounds in which a device's client said since then that it trains."""
+    said = lab.on(device, "docker", "logs", "--since", since, container(lab, f"client-{device}"))
+    return [int(number) for number in re.findall(r"^round (\d+): training", said, re.MULTILINE)]
+
+
+def test_a_run_survives_a_corrupt_shard_a_killed_client_and_an_engine_that_restarts(lab: Lab) -> None:
     """Needs the data of an earlier run on the device; without it there is no shard to corrupt, and it is brought."""
-    shard = lab.on(DEVICE, "bash", "-c", f"echo {root(lab)}/data/{DEVICE}/*.npz").strip()
-    lab.on(DEVICE, "dd", "if=/dev/zero", f"of={shard}", "bs=1k", "count=1", "seek=1", "conv=notrunc")
-    run = Watched(lab, "run", "fashion-mnist-cnn", "--set", "rounds=3", "--name", "faults")
+    restarted = "laptop"
+    shard = lab.on(restarted, "bash", "-c", f"echo {root(lab)}/data/{restarted}/*.npz").strip()
+    lab.on(restarted, "dd", "if=/dev/zero", f"of={shard}", "bs=1k", "count=1", "seek=1", "conv=notrunc")
+    since = lab.on(DEVICE, "date", "--utc", "+%FT%TZ").strip()
+    run = Watched(lab, "run", "fashion-mnist-cnn", "--set", "rounds=4", "--name", "faults")
     try:
-        run.when(f"^{DEVICE}: Look at what the host has")
-        run.when("^round 1/3")
-        lab.on(DEVICE, "systemctl", "restart", "docker")
+        run.when("^round 1/4")
+        lab.on(restarted, "systemctl", "restart", "docker")
+        wait_for("the second round's training", lambda: rounds_begun(lab, DEVICE, since)[1:])
+        killed = rounds_begun(lab, DEVICE, since)[-1]
+        client = container(lab, f"client-{DEVICE}")
+        lab.on(DEVICE, "kill", "-9", lab.on(DEVICE, "docker", "inspect", "-f", "{{.State.Pid}}", client).strip())
         code = run.end(900)
     finally:
         run.process.kill()
     assert code == 0, run.said
-    found = [row for row in rows(lab.latest_run(), "clients.jsonl") if row["device"] == DEVICE]
-    assert found[0]["failure"] is None, "the shard was brought again, and trained on"
-    assert all(row["failure"] is None or len(row["failure"]) > 10 for row in found), "a failure has its reason"
-    assert len(rows(lab.latest_run(), "rounds.jsonl")) == 3
-    restarts = lab.on(DEVICE, "docker", "ps", "--format", "{{.State}}").split()
-    assert set(restarts) == {"running"}
+    clients = rows(lab.latest_run(), "clients.jsonl")
+    assert len(rows(lab.latest_run(), "rounds.jsonl")) == 4
+    assert all(row["failure"] is None or len(row["failure"]) > 10 for row in clients), "a failure has its reason"
+    first = next(row for row in clients if row["device"] == restarted)
+    assert first["failure"] is None, "the shard was brought again, and trained on"
+    mine = [row for row in clients if row["device"] == DEVICE]
+    failed = [row for row in mine if row["failure"]]
+    assert failed and failed[0]["round"] == killed, mine
+    assert failed[0]["end"] > failed[0]["start"]
+    assert mine[-1]["failure"] is None, mine
+    for device in (DEVICE, restarted):
+        assert set(lab.on(device, "docker", "ps", "--format", "{{.State}}").split()) == {"running"}
     wait_for("every SuperNode back", lambda: states(lab) == {"online"})

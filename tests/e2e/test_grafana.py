@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .conftest import REPOSITORY
+from .lab import REPOSITORY
 
 ROLE = REPOSITORY / "roles/grafana"
 IMAGES = yaml.safe_load((REPOSITORY / "roles/images/defaults/main.yml").read_text())["images_upstream"]

@@ -1,83 +1,25 @@
 """What is watched: real exporters, a real Prometheus, and a real run that the dashboards look at."""
 
 import json
-import re
 import signal
 import time
 import urllib.request
-from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
-import pytest
 import yaml
 
-from .conftest import DEVICES, REPOSITORY, SUBNET, Lab, wait_for
+from .conftest import Trained
+from .lab import DEVICES, REPOSITORY, SUBNET, Lab, wait_for
+from .prometheus import Prometheus, queries_with_data
 
 PROJECT = "fltestbed-e2e"
 HOSTS = ("server", *DEVICES)
-# What virtual devices do not have, by a metric of the query.
-NO_DATA = {
-    "node_cpu_scaling_frequency_hertz": "no frequency is shown in a container",
-    "device:temperature:celsius": "no sensor",
-    "rpi_firmware_flag": "no Raspberry Pi",
-    "node_rapl_package_joules_total": "no counter of energy",
-    "node_hwmon_power_average_watt": "no sensor",
-    "node_pressure_": "some kernels are built without pressure stall information",
-    "container_oom_events_total": "Debian's cAdvisor does not count kills",
-}
-
-
-ASK = """
-import json, sys, urllib.request
-for line in sys.stdin:
-    try:
-        with urllib.request.urlopen("http://127.0.0.1:9090" + line.strip(), timeout=30) as answer:
-            print(json.dumps(json.load(answer)["data"]))
-    except OSError as error:
-        print(json.dumps({"error": str(error)}))
-"""
-
-
-class Prometheus:
-    """The testbed's Prometheus, asked on its own host."""
-
-    def __init__(self, lab: Lab) -> None:
-        self._lab = lab
-
-    def get(self, *paths: str) -> list[Any]:
-        """Return the data of each answer; one start of Python for all of them."""
-        lines = "\n".join(paths)
-        said = self._lab.on("server", "bash", "-c", f"python3 -c '{ASK}' <<'END'\n{lines}\nEND")
-        return [json.loads(line) for line in said.splitlines()]
-
-    def query(self, *expressions: str) -> list[list[dict[str, Any]]]:
-        answers = self.get(*(f"/api/v1/query?{urlencode({'query': expression})}" for expression in expressions))
-        return [answer.get("result", []) for answer in answers]
-
-    def firing(self) -> set[tuple[str, str]]:
-        """Return the alerts that fire, each with its device."""
-        (series,) = self.query('ALERTS{alertstate="firing"}')
-        return {(each["metric"]["alertname"], each["metric"].get("device", "")) for each in series}
-
-
-@pytest.fixture(scope="module")
-def prometheus(lab: Lab) -> Prometheus:
-    return Prometheus(lab)
 
 
 def alert_names() -> set[str]:
     text = (REPOSITORY / "roles/prometheus/files/rules/alerts.yml").read_text()
     return {rule["alert"] for group in yaml.safe_load(text)["groups"] for rule in group["rules"]}
-
-
-def panel_queries() -> Iterator[tuple[str, str]]:
-    """Yield every query of every panel, with where it stands, the dashboards' variables filled in."""
-    for path in sorted((REPOSITORY / "roles/grafana/files/dashboards").glob("*.json")):
-        for panel in json.loads(path.read_text())["panels"]:
-            for target in panel.get("targets", []):
-                expression = re.sub(r"\$(device|client)\b", ".*", target["expr"])
-                yield f"{path.stem}: {panel['title']}: {expression}", expression
 
 
 def test_every_exporter_is_scraped_with_its_labels(prometheus: Prometheus) -> None:
@@ -155,29 +97,12 @@ def test_prometheus_can_be_opened(lab: Lab) -> None:
             assert opened.wait(20) == 0
 
 
-def test_every_query_of_every_dashboard_has_data(lab: Lab, prometheus: Prometheus) -> None:
-    missing = {where: query for where, query in panel_queries() if not any(name in query for name in NO_DATA)}
-    assert len(missing) > 40
-    training = lab.start("run", "fashion-mnist-cnn", "--set", "rounds=3", "--name", "watched")
-    try:
-
-        def nothing_missing() -> bool:
-            answers = prometheus.query(*missing.values())
-            for where, answer in list(zip(missing, answers, strict=True)):
-                if answer:
-                    del missing[where]
-            print(f"{len(missing)} queries without data")
-            return not missing or training.poll() is not None
-
-        wait_for("the run's end, or data for every query", nothing_missing, 900)
-        said, _ = training.communicate(timeout=900)
-        assert training.returncode == 0, said
-    finally:
-        training.kill()
-    assert list(missing) == []
-    (series,) = prometheus.query("count by (run) (max_over_time(fl_run_info[30m]))")
+def test_every_query_of_every_dashboard_has_data(prometheus: Prometheus, trained: Trained) -> None:
+    assert len(queries_with_data()) > 40
+    assert trained.without_data == []
+    (series,) = prometheus.query("count by (run) (max_over_time(fl_run_info[2h]))")
     assert any(each["metric"]["run"].endswith("-watched") for each in series)
-    (series,) = prometheus.query('max_over_time(fl_round{device="server"}[30m])')
+    (series,) = prometheus.query('max_over_time(fl_round{device="server"}[2h])')
     assert "run" not in series[0]["metric"], "a run's name as a label of every series makes more of them each time"
     assert float(series[0]["value"][1]) >= 3, "the last round is scraped before the ServerApp ends"
 

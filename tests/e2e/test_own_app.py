@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 
-from .conftest import DEVICES, REPOSITORY, Lab
+from .lab import DEVICES, REPOSITORY, Lab
 
 PLAIN = REPOSITORY / "tests" / "apps" / "logistic"
 

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-from .conftest import DEVICES, Lab, wait_for
+from .lab import DEVICES, Lab, wait_for
 from .test_a_testbed import newest_log, recap
 
 HOSTS = ["server", *DEVICES]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import REPOSITORY, Lab, wait_for
+from .lab import REPOSITORY, Lab, wait_for
 
 SUBNET = "172.29.8."
 HOSTS = ("server", "owned")

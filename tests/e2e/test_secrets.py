@@ -14,7 +14,7 @@ import pytest
 import yaml
 from cryptography.hazmat.primitives import serialization
 
-from .conftest import DEVICES, Lab, wait_for
+from .lab import DEVICES, Lab, wait_for
 
 HOSTS = ("server", *DEVICES)
 SHORT = {"certificates_ca_days": 10, "certificates_server_days": 9, "certificates_renew_days": 5}

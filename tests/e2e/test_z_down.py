@@ -3,7 +3,7 @@
 import subprocess
 from pathlib import Path
 
-from .conftest import DEVICES, Lab
+from .lab import DEVICES, Lab
 
 
 def test_down_leaves_nothing_on_the_hosts(lab: Lab) -> None:

@@ -17,6 +17,7 @@ import pytest
 from fltestbed.paths import content_dir
 
 REPOSITORY = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("virtual")  # the lock on the server goes by the testbed's name
 PROGRAM = "from fltestbed.cli import main; main()"
 INVENTORY = {
     "testbed": {

@@ -110,7 +110,8 @@ def test_a_rehearsal_submits_nothing(folder: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("docker") is None, reason="there is no Docker client to ask")
 def test_a_run_that_cannot_be_submitted_is_recorded_as_failed(folder: Path) -> None:
-    answer = call(folder, "submitted")
+    answer = call(folder, "submitted", plan={"run": "{{ r1 }}"})
+    assert json.loads((folder / "experiment.json").read_text()) == {"run": "{{ r1 }}"}
     assert answer["failed"] and "Flower refused the app" in answer["msg"]
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
     assert not flower_id(folder).exists()

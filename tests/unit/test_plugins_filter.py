@@ -217,3 +217,13 @@ def test_an_image_is_named_after_what_it_is_made_from(tmp_path: Path) -> None:
     archive.unlink()
     with pytest.raises(AnsibleFilterError, match="archive of grafana cannot be read"):
         filters["program_images"](recipes, "base", "/store", "aarch64")
+
+
+def test_the_servers_words_on_a_run_are_in_order() -> None:
+    variables = {
+        "__run_submitted": {"run": {"round": 0}},
+        "__run_followed": {"results": [{"run": {"round": 1}}, {"run": {"round": 2}}]},
+        "__run_watched": {"results": [], "skipped": True},
+    }
+    assert [record["round"] for record in filters["run_records"](variables)] == [0, 1, 2]
+    assert filters["run_records"]({}) == []

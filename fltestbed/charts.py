@@ -20,6 +20,15 @@ PHASES = {
     "waits for the others": "#d3d9df",
 }
 """What a client is at, with its colour."""
+CONDITIONS = {
+    "throttle": "#f28e2b",
+    "shape": "#4e79a7",
+    "pause": "#b07aa1",
+    "partition": "#9c755f",
+    "kill": "#e15759",
+    "reboot": "#59a14f",
+}
+"""What can be done to a device, with its colour."""
 _FEW, _SOME = 10, 20  # names that a legend can tell apart by colour, and that it can list
 _TICKS = 12  # at an axis of rounds, at most
 _ROW = 26  # px
@@ -156,6 +165,51 @@ def timeline(name: str, title: str, words: str, frame: pd.DataFrame, starts: pd.
     return figure(name, title, words, (rules + bars).properties(height=_height(frame["client"])), frame)
 
 
+def conditions(name: str, title: str, words: str, frame: pd.DataFrame, rounds: pd.DataFrame) -> Figure:
+    """Return a row a device with what was in force from `begin` to `until`, and a line where a round starts.
+
+    What was not done, or is over at once, is a point. `rounds` has `begin`.
+    """
+    what: list[Any] = [
+        "device",
+        "action",
+        "text",
+        "outcome",
+        *(alt.Tooltip(column, format=".3f") for column in ("begin", "until")),
+    ]
+    base = alt.Chart(frame).encode(
+        x=alt.X("begin", type="quantitative", title="time since the first round began, s"),
+        y=alt.Y("device", type="nominal", title=None),
+        color=_actions(frame),
+        tooltip=what,
+    )
+    bars = base.transform_filter("datum.until > datum.begin").mark_bar(height={"band": 0.7}, opacity=0.85)
+    points = base.transform_filter("datum.until <= datum.begin").mark_point(filled=True, size=90)
+    shape = alt.Shape("outcome", type="nominal", legend=None)
+    rules = (
+        alt.Chart(rounds).mark_rule(color="#7b8794", strokeDash=[3, 3]).encode(x=alt.X("begin", type="quantitative"))
+    )
+    drawn = rules + bars.encode(x2="until") + points.encode(shape=shape)
+    return figure(name, title, words, drawn.properties(height=_height(frame["device"])), frame)
+
+
+def rounds_over_time(name: str, title: str, words: str, rounds: pd.DataFrame, frame: pd.DataFrame) -> Figure:
+    """Return a bar a round, as wide and as high as it took, before bands of what was in force meanwhile."""
+    x = alt.X("begin", type="quantitative", title="time since the first round began, s")
+    bands = alt.Chart(frame).mark_rect(opacity=0.3).encode(x=x, x2="until", color=_actions(frame))
+    bars = (
+        alt.Chart(rounds)
+        .mark_bar(color="#7b8794", stroke="white")
+        .encode(
+            x=x,
+            x2="until",
+            y=alt.Y("seconds", type="quantitative", title="time of the round, s"),
+            tooltip=["round", alt.Tooltip("seconds", format=".1f"), "conditions"],
+        )
+    )
+    return figure(name, title, words, (bars + bands).properties(height=200), rounds)
+
+
 def heat(name: str, title: str, words: str, frame: pd.DataFrame) -> Figure:
     """Return how many examples of each label each client has."""
     chart = (
@@ -191,6 +245,14 @@ def _phases(frame: pd.DataFrame) -> alt.Color:
         scale=alt.Scale(domain=there, range=[PHASES[phase] for phase in there]),
         legend=alt.Legend(orient="top", title=None),
     )
+
+
+def _actions(frame: pd.DataFrame) -> alt.Color:
+    there = [action for action in CONDITIONS if action in set(frame["action"])]
+    others = sorted(set(frame["action"]) - set(there))
+    colours = [*(CONDITIONS[action] for action in there), *("#9aa5b1" for _ in others)]
+    scale = alt.Scale(domain=[*there, *others], range=colours)
+    return alt.Color("action", type="nominal", scale=scale, legend=alt.Legend(orient="top", title=None))
 
 
 def _colour(frame: pd.DataFrame, by: str) -> alt.Color:

@@ -1,4 +1,4 @@
-"""What happened in a run, in order: its start and end, rounds, failed clients, changed limits, conditions, alerts."""
+"""What happened in a run, in order: its start and end, rounds, timeline, failed clients, limits, conditions, alerts."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,7 +18,8 @@ _LIMITS = {
 def events(folder: Path, series: Series | None) -> list[dict[str, Any]]:
     """Return the events of a run's folder and of its series, by time: time, kind, device, client, text.
 
-    time is ISO 8601 in UTC; kind is start, end, round, fault, limit, condition or alert; device and client may be None.
+    time is ISO 8601 in UTC; kind is start, end, round, timeline, fault, limit, condition or alert; device and client
+    may be None. What the timeline did is there already, written while the run went on, and says more of itself.
     """
     found = [*_recorded(folder), *(_watched(series) if series else ())]
     return sorted(found, key=lambda event: (datetime.fromisoformat(event["time"]), event["kind"] == "end"))
@@ -40,6 +41,7 @@ def _recorded(folder: Path) -> Iterator[dict[str, Any]]:
         yield _event(run["started"], "start", folder.name)
     reason = f": {run['reason']}" if run["reason"] else ""
     yield _event(run["updated"], "end", f"{run['status']}{reason}")
+    yield from (dict(row) for row in _read(folder / "events.jsonl") if row["kind"] == "timeline")
     for row in _read(folder / "rounds.jsonl"):
         counts = f"{row['clients_ok']} clients ok, {row['clients_failed']} failed"
         accuracy = row["server_accuracy"]

@@ -7,40 +7,24 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import yaml
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from fltestbed.errors import ExperimentError
-from fltestbed.inventory import memory_bytes
+from fltestbed.fields import (
+    PROBLEM,
+    Count,
+    Fraction,
+    Memory,
+    NotNegative,
+    PositiveInt,
+    PositiveNumber,
+    Share,
+)
+from fltestbed.fields import Part as _Part
+from fltestbed.fields import problem as _problem
 from fltestbed.paths import nearest
+from fltestbed.timeline.schema import Timeline
 from fltestbed.yaml_files import NotYaml, compose, duplicates, line
-
-# Numbers are read leniently, as YAML takes 1e-3 for a string.
-PositiveNumber = Annotated[float, Field(gt=0, strict=False)]
-Fraction = Annotated[float, Field(gt=0, le=1, strict=False)]
-NotNegative = Annotated[float, Field(ge=0, strict=False)]
-Share = Annotated[float, Field(ge=0, lt=1, strict=False)]
-PositiveInt = Annotated[int, Field(ge=1)]
-Count = Annotated[int, Field(ge=0)]
-
-
-def _memory(value: object) -> int:
-    number = memory_bytes(value)
-    if number is None:
-        raise _problem(f"cannot be {value!r}", "write a size with k, m or g, as in 512m or 2g")
-    return number
-
-
-Memory = Annotated[int, BeforeValidator(_memory), Field(gt=0)]
 
 MIN_EXAMPLES = 50
 """The least that a partition has, held-out part included."""
@@ -61,10 +45,6 @@ KNOWN = {
     "mnist": Known(60_000, (1, 28, 28), 10),
 }
 """The data sets that any source has to have as everybody else has them."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class Data(_Part):
@@ -399,10 +379,11 @@ class Experiment(_Part):
     rounds: PositiveInt = 5
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     train: Train = Train()
-    rules: list[Rule] = []
+    rules: Annotated[list[Rule], Field(default_factory=list)]
     min_clients: PositiveInt | None = None
     client_wait: PositiveNumber = 120
     round_timeout: PositiveNumber = 600
+    timeline: Timeline | None = None
     sweep: dict[str, list[Any]] | None = None
     repeats: PositiveInt = 1
 
@@ -498,26 +479,26 @@ def load(path: Path, settings: Sequence[str] = ()) -> Experiment:
     except ValidationError as error:
         problems, hints = [], []
         for problem in error.errors():
-            location = _without_tag(problem["loc"])
-            key = ".".join(location)
-            source = next((said for said in settings if f"{key}.".startswith(f"{_key(said)}.")), None)
-            where = f"setting {source!r}: {key}" if source else f"{path}:{_line(root, location)}: {key}"
+            key = ".".join(_without_tag(problem["loc"]))
             what, hint = _explain(key, problem["type"], problem["input"], problem.get("ctx", {}))
-            problems.append(f"{where}: {what}")
+            problems.append(f"{_where(path, root, settings, key)}: {what}")
             hints.append(hint)
         raise ExperimentError("\n".join(problems), "; ".join(dict.fromkeys(hints))) from error
 
 
-_PROBLEM = "fltestbed"
+def where(path: Path, settings: Sequence[str], key: str) -> str:
+    """Return the place of a key for an error: its file and line, or the setting that has it."""
+    return _where(path, compose(path), settings, key)
 
 
-def _problem(what: str, hint: str) -> PydanticCustomError:
-    return PydanticCustomError(_PROBLEM, "{what}", {"what": what, "hint": hint})
+def _where(path: Path, root: yaml.Node | None, settings: Sequence[str], key: str) -> str:
+    source = next((said for said in settings if f"{key}.".startswith(f"{_key(said)}.")), None)
+    return f"setting {source!r}: {key}" if source else f"{path}:{_line(root, key.split('.'))}: {key}"
 
 
 def _explain(key: str, kind: str, given: Any, context: Mapping[str, Any]) -> tuple[str, str]:
     """Return what is wrong with a value, and what to do, for a kind of pydantic's errors."""
-    if kind == _PROBLEM:
+    if kind == PROBLEM:
         return context["what"], context["hint"]
     if kind == "extra_forbidden":
         elsewhere = "take it out, or choose the name that it belongs to"
@@ -529,7 +510,10 @@ def _explain(key: str, kind: str, given: Any, context: Mapping[str, Any]) -> tup
         known = re.findall("'(.+?)'", context.get("expected_tags") or context["expected"])
         return f"there is no {name!r}", nearest(name, known)
     if kind in ("missing", "union_tag_not_found"):
-        return ("is missing", _LOOK) if kind == "missing" else ("has no name", "add one, as in {name: iid}")
+        if kind == "missing":
+            return "is missing", _LOOK
+        example = "{model: markov}" if key.startswith("timeline") else "{name: iid}"
+        return f"has no {example[1:].partition(':')[0]}", f"add one, as in {example}"
     expected = _EXPECTED.get(kind, "another value; " + _LOOK).format(**context)
     return f"cannot be {given!r}", f"write {expected}"
 
@@ -554,19 +538,21 @@ _EXPECTED = {
 _LOOK = "compare it with experiments/fashion-mnist-cnn.yml, which shows every key"
 
 
-def _keys(model: type[BaseModel], prefix: str = "", *, in_lists: bool = False) -> Iterator[str]:
+def _keys(model: type[BaseModel], prefix: str = "", of_lists: bool = False) -> Iterator[str]:
     for name, field in model.model_fields.items():
-        yield prefix + name
-        if get_origin(field.annotation) is list and not in_lists:
-            continue
-        for part in get_args(field.annotation) or (field.annotation,):
+        yield prefix + (field.alias or name)
+        parts: list[Any] = [field.annotation]
+        for part in parts:
             if isclass(part) and issubclass(part, BaseModel):
-                yield from _keys(part, f"{prefix}{name}.", in_lists=in_lists)
+                yield from _keys(part, f"{prefix}{name}.", of_lists)
+            elif of_lists or get_origin(part) is not list:
+                parts += get_args(part)
 
 
 KEYS = frozenset(_keys(Experiment))
-"""Every key of an experiment that can be set, with dots."""
-_ALL_KEYS = frozenset(_keys(Experiment, in_lists=True))
+"""Every key of an experiment, with dots."""
+_ALL_KEYS = frozenset(_keys(Experiment, of_lists=True))
+"""These, and the keys of what is in lists."""
 
 
 def _key(setting: str) -> str:
@@ -597,14 +583,15 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
 def _without_tag(location: tuple[str | int, ...]) -> list[str]:
     """Return where an error is in the file: pydantic puts a union's tag behind the key of the union."""
     names = [str(name) for name in location]
-    return names[:1] + names[2:] if names[0] in ("partitioner", "strategy") and len(names) > 2 else names
+    tag = 3 if names[:2] == ["timeline", "churn"] else 1 if names[0] in ("partitioner", "strategy") else len(names)
+    return names[:tag] + names[tag + 1 :] if len(names) > tag + 1 else names
 
 
-def _line(node: yaml.Node | None, location: list[str]) -> int:
+def _line(node: yaml.Node | None, location: Sequence[str]) -> int:
     """Return the line of the key `location`, or of the mapping that lacks it."""
     line = 1
     for name in location:
-        if isinstance(node, yaml.SequenceNode):
+        if isinstance(node, yaml.SequenceNode) and name.isdecimal() and int(name) < len(node.value):
             node = node.value[int(name)]
             line = node.start_mark.line + 1
             continue

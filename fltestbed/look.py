@@ -101,6 +101,7 @@ def latest_run(runs):
     if (folder / "run.json").exists():
         record = json.loads((folder / "run.json").read_text())
     rows = {name: news(folder / f"{name}.jsonl") for name in ("rounds", "clients")}
+    rows["conditions"] = news(Path(runs).parent / "submitted" / f"{folder.name}.conditions")
     return {"name": folder.name, "record": record} | rows
 
 

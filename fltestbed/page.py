@@ -45,6 +45,8 @@ COLUMNS: dict[str, tuple[str, Callable[[Any], str]]] = {
     "cpus_asked": ("CPU asked, cores", _number),
     "data_fraction": ("share of its data", _number),
     "energy_joules": ("energy, J", "{:,.1f}".format),
+    "error_seconds": ("late, s", "{:.3f}".format),
+    "took_seconds": ("took, s", "{:.3f}".format),
     "examples": ("examples", _count),
     "held_out": ("held out", _count),
     "held_up_seconds": ("others waited for it, s", "{:,.1f}".format),

@@ -129,7 +129,7 @@ def _is_run(folder: Path) -> bool:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a phrase that proposes the known words nearest to a mistyped one, or lists them all."""
-    words = sorted(known)
+    words = sorted(set(known))
     close = get_close_matches(word, words, n=3)
     if close:
         return f"did you mean {' or '.join(close)}?"

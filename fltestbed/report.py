@@ -51,6 +51,7 @@ def build(run: Run) -> Page:
         ("accuracy", "Accuracy and loss", _learning),
         ("timeline", "Who worked when, and who waited", _timeline),
         ("stragglers", "Time per round and stragglers", _stragglers),
+        *([("conditions", "What changed while it trained", _conditions)] if len(run.conditions) else []),
         ("resources", "Resources against limits", _resources),
         ("failures", "Failures and events", _failures),
         ("setup", "Set-up", _setup),
@@ -239,6 +240,73 @@ def _timeline(run: Run) -> list[Table | Figure | Text]:
             )
         )
     return blocks
+
+
+def spells(run: Run) -> pd.DataFrame:
+    """Return what was in force on which device, from `begin` to `until` in seconds since the start.
+
+    What was not done, and what is over at once, ends when it begins. A row has device, action, text and outcome too.
+    """
+    from fltestbed.timeline.schedule import families
+
+    rows: list[dict[str, Any]] = []
+    open_: dict[tuple[str, str, str], dict[str, Any]] = {}
+    times = run.since_start(run.conditions["time"]).astype(float)
+    for event, at in zip(run.conditions.itertuples(index=False), times, strict=True):
+        done = event.outcome == "ok"
+        begins = not pd.notna(event.ends) and event.action not in ("rejoin", "restore")
+        if done:
+            touched = [
+                key
+                for key in open_
+                if key[0] == event.device
+                and key[2] in families(event.action)
+                and event.client in (None, key[1] or None)
+            ]
+            for key in touched:
+                open_.pop(key)["until"] = at
+        if begins or not done:
+            row = {"device": event.device, "action": event.action, "text": event.text, "outcome": event.outcome}
+            rows.append(row | {"begin": at, "until": at})
+            if done and event.action != "reboot":
+                open_[event.device, event.client or "", families(event.action)[0]] = rows[-1]
+    for row in open_.values():
+        row["until"] = max(run.seconds or 0.0, row["begin"])
+    return pd.DataFrame(rows, columns=["device", "action", "text", "outcome", "begin", "until"])
+
+
+def _conditions(run: Run) -> list[Table | Figure | Text]:
+    done = run.conditions["outcome"].eq("ok")
+    late = run.conditions["error_seconds"][done & run.conditions["when"].str.fullmatch(r"[0-9.e+]+ s")]
+    words = f"{int(done.sum())} of {_of(len(run.conditions), 'event')} of the timeline were done."
+    if not late.empty:
+        words += (
+            f" Those that were due at a second came {_milliseconds(late.median())} late, {_milliseconds(late.max())} at"
+            " most. One that is due at a round is known to be due when the controller hears of that round."
+        )
+    blocks: list[Table | Figure | Text] = [Text(words)]
+    frame = spells(run)
+    rounds = run.rounds.assign(
+        begin=run.since_start(run.rounds["start"]).astype(float), until=run.since_start(run.rounds["end"]).astype(float)
+    )[["round", "begin", "until", "seconds"]].dropna()
+    lasting = frame[frame["until"] > frame["begin"]]
+    if not rounds.empty and not frame.empty:
+        rounds["conditions"] = [
+            "; ".join(f"{spell.device} {spell.text}" for spell in during.itertuples(index=False))
+            for row in rounds.itertuples(index=False)
+            for during in [lasting[(lasting["begin"] < row.until) & (lasting["until"] > row.begin)]]
+        ]
+        about = "A bar is a round, as wide and as high as its time. Behind it is what was in force on any device."
+        blocks.append(charts.rounds_over_time("round_times", "Round times and conditions", about, rounds, lasting))
+        about = "What was in force on each device. A point was not done, or was over at once; a dashed line is a round."
+        blocks.append(charts.conditions("conditions", "Conditions of each device", about, frame, rounds))
+    columns = ["time", "device", "when", "text", "outcome", "planned", "error_seconds", "took_seconds"]
+    blocks.append(Table("timeline_events", "Events of the timeline, times in UTC", run.conditions[columns]))
+    return blocks
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def ranking(run: Run) -> pd.DataFrame:

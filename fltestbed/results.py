@@ -61,18 +61,26 @@ RESOURCES = (
     "oom_killed",
 )
 EVENTS = ("time", "kind", "device", "client", "text")
+CONDITIONS = (
+    *("time", "device", "client", "action", "text", "when", "planned", "error_seconds", "took_seconds", "outcome"),
+    *("step", "ends"),
+)
 SERIES = ("time", "metric", "device", "client", "value")
 _KEY = ["device", "client", "round"]
-_WORDS = ("device", "client", "status", "failure", "energy_source", "kind", "text", "metric")
+_WORDS = (
+    *("device", "client", "status", "failure", "energy_source", "kind", "text", "metric"),
+    *("action", "when", "outcome"),
+)
 
 
 @dataclass(frozen=True)
 class Run:
     """What a run left.
 
-    `rounds` has the columns ROUNDS, `clients` CLIENTS and RESOURCES, `events` EVENTS, `series` SERIES; times are UTC,
-    in `series` Unix seconds. `limits` has a row a client: what the inventory asks for (`cpus_asked`, `memory_asked`)
-    and what the kernel enforced (`cpus`, `memory`), in cores and bytes.
+    `rounds` has the columns ROUNDS, `clients` CLIENTS and RESOURCES, `events` EVENTS, `conditions` (the events of the
+    timeline) CONDITIONS, `series` SERIES; times are UTC, in `series` Unix seconds. `limits` has a row a client: what
+    the inventory asks for (`cpus_asked`, `memory_asked`) and what the kernel enforced (`cpus`, `memory`), in cores and
+    bytes.
     """
 
     name: str
@@ -84,6 +92,7 @@ class Run:
     clients: pd.DataFrame
     series: pd.DataFrame
     events: pd.DataFrame
+    conditions: pd.DataFrame
     limits: pd.DataFrame
     notes: Sequence[str]
 
@@ -112,6 +121,8 @@ def load(folder: Path) -> Run:
     reader = _Reader(folder)
     lock = reader.mapping("lock.json")
     planned = reader.mapping("experiment.json")
+    events = reader.rows("events.jsonl")
+    conditions = [row for row in events if row.get("kind") == "timeline"]
     clients = _table(reader.rows("clients.jsonl"), CLIENTS)
     resources = _table(reader.parquet("resources"), (*_KEY, "start", "end", *RESOURCES))
     if not resources.empty:
@@ -131,7 +142,8 @@ def load(folder: Path) -> Run:
         rounds=_table(reader.rows("rounds.jsonl"), ROUNDS).sort_values("round", ignore_index=True),
         clients=clients.sort_values(["round", "client"], ignore_index=True),
         series=_series(reader.parquet("series")),
-        events=_table(reader.rows("events.jsonl"), EVENTS).sort_values("time", ignore_index=True),
+        events=_table(events, EVENTS).sort_values("time", ignore_index=True),
+        conditions=_table(conditions, CONDITIONS).sort_values("time", ignore_index=True, kind="stable"),
         limits=_limits(lock, planned, clients),
         notes=reader.notes,
     )
@@ -187,7 +199,7 @@ def _table(rows: list[dict[str, Any]] | pd.DataFrame, columns: Sequence[str]) ->
     """Return rows with exactly these columns, each of its own kind; a value of another kind is none."""
     table = pd.DataFrame(rows).reindex(columns=list(columns))
     for column in columns:
-        if column in ("start", "end", "time"):
+        if column in ("start", "end", "time", "planned"):
             table[column] = pd.to_datetime(table[column], utc=True, errors="coerce", format="ISO8601")
         elif column == "oom_killed":
             table[column] = table[column].eq(True).fillna(False).astype(bool)

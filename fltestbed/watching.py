@@ -46,12 +46,16 @@ class Client:
 
 @dataclass
 class View:
-    """A run at one moment. `record` is its run.json; `rounds` are its rows of rounds.jsonl."""
+    """A run at one moment. `record` is its run.json; `rounds` are its rows of rounds.jsonl.
+
+    `conditions` are the rows of events.jsonl that tell of its timeline.
+    """
 
     run: str
     record: Mapping[str, Any]
     rounds: list[Mapping[str, Any]]
     clients: list[Client]
+    conditions: list[Mapping[str, Any]] = field(default_factory=list)
 
     @property
     def ended(self) -> bool:
@@ -125,6 +129,7 @@ class _State:
     run: str = ""
     record: Mapping[str, Any] = field(default_factory=dict)
     rounds: list[Mapping[str, Any]] = field(default_factory=list)
+    conditions: list[Mapping[str, Any]] = field(default_factory=list)
     rows: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     used: dict[str, Mapping[str, Any] | None] = field(default_factory=dict)
     cpu: dict[str, float] = field(default_factory=dict)
@@ -180,9 +185,10 @@ def _learn(state: _State, look: Mapping[str, Any], *, is_server: bool) -> None:
     run = look.get("run") if is_server else None
     if run:
         if run["name"] != state.run:
-            state.run, state.rounds, state.rows = run["name"], [], {}
+            state.run, state.rounds, state.conditions, state.rows = run["name"], [], [], {}
         state.record = run["record"]
         state.rounds += run["rounds"]
+        state.conditions += run["conditions"]
         state.rows |= {row["client"]: row for row in run["clients"]}
     for name, used in (look["clients"] or {}).items():
         before = state.used.get(name)
@@ -209,4 +215,4 @@ def _view(testbed: Testbed, state: _State, alive: Mapping[str, bool | None]) -> 
                 if row and row["round"] == current:
                     client.state = "failed" if row["failure"] else "done"
         clients.append(client)
-    return View(state.run, state.record, state.rounds, clients)
+    return View(state.run, state.record, state.rounds, clients, state.conditions)

@@ -28,6 +28,7 @@ from fltestbed.cli.run import run
 from fltestbed.cli.status import status
 from fltestbed.cli.stop import stop
 from fltestbed.cli.sweep import sweep
+from fltestbed.cli.timeline import timeline
 from fltestbed.cli.up import up
 from fltestbed.cli.verify import verify
 from fltestbed.cli.watch import watch
@@ -44,7 +45,23 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(lab.app, name="lab")
-for command in (init, check, plan, up, experiments, run, sweep, report, compare, status, logs, stop, revoke, down):
+for command in (
+    init,
+    check,
+    plan,
+    up,
+    experiments,
+    timeline,
+    run,
+    sweep,
+    report,
+    compare,
+    status,
+    logs,
+    stop,
+    revoke,
+    down,
+):
     app.command()(command)
 app.command("open")(open_)
 app.command()(watch)

@@ -23,10 +23,11 @@ from fltestbed.cli._verbs import Options, alone, ask_password, play
 from fltestbed.errors import Cancelled, ExperimentError, FltestbedError, RunFailed
 from fltestbed.inventory import Testbed, load
 from fltestbed.paths import content_dir, find_experiment, find_inventory, runs_dir
-from fltestbed.runner import Event
+from fltestbed.runner import Event, RunResult
 
 if TYPE_CHECKING:
     from fltestbed.plan import Plan
+    from fltestbed.timeline.schedule import Step
 
 _ROUND = ("round", "seconds", "clients_ok", "clients_failed", "server_accuracy", "server_loss", "client_accuracy")
 
@@ -73,6 +74,7 @@ def run(
     """
     from fltestbed import rules
     from fltestbed.plan import resolve
+    from fltestbed.timeline import schedule
 
     settings = [absolute(setting) for setting in settings or []]
     testbed = load(find_inventory(inventory))
@@ -86,9 +88,10 @@ def run(
                 f"{file}: is of many runs, as it has sweep or repeats",
                 f"fltestbed sweep {experiment} runs them; --set sweep=null --set repeats=1 runs one",
             )
+    steps = schedule.of(plan, testbed, file, settings)
     options = Options(verbose=verbose, become_password=ask_password(ask_become_pass))
     with alone(testbed):
-        train(testbed, options, plan, file, settings, name=name or plan.name, output=output)
+        train(testbed, options, plan, file, settings, steps, name=name or plan.name, output=output)
 
 
 def train(
@@ -97,13 +100,14 @@ def train(
     plan: "Plan",
     file: Path | None,
     settings: Sequence[str],
+    steps: Sequence["Step"],
     *,
     name: str,
     output: Format | None,
 ) -> Path:
     """Run a plan on a testbed that nobody else uses, and return the folder of the results.
 
-    What came back is shown with `output`, if any.
+    The steps of its timeline are carried out beside it. What came back is shown with `output`, if any.
     """
     run_name = f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
     extra_vars = {
@@ -112,27 +116,25 @@ def train(
         "experiment_settings": list(settings),
         "run_name": run_name,
         "runs_dir": str(runs_dir()),
+        "timeline_driven": True,
     }
-    _train(testbed, options, extra_vars, plan, output=output)
+    _train(testbed, options, extra_vars, plan, steps, output=output)
     return runs_dir() / run_name
 
 
 def _train(
-    testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], plan: "Plan", *, output: Format | None
+    testbed: Testbed,
+    options: Options,
+    extra_vars: Mapping[str, Any],
+    plan: "Plan",
+    steps: Sequence["Step"],
+    *,
+    output: Format | None,
 ) -> None:
     """Run the experiment; show what came back, whatever became of it."""
     folder = Path(extra_vars["runs_dir"]) / extra_vars["run_name"]
-    rounds = plan.experiment.rounds if plan.experiment else 0
-
-    def line(event: Event) -> str:
-        if plan.experiment and plan.experiment.rules and event.module == "testbed_experiment" and event.kind == "ok":
-            from fltestbed.plan import client_rows
-
-            return "\n" + table(client_rows(event.result["partitions"], testbed.clients)) + "\n"
-        return news(event, rounds)
-
     try:
-        result = play("run", testbed.path, options, extra_vars, line)
+        result = _follow(testbed, options, extra_vars, plan, steps, folder)
     except Cancelled:
         _stop(testbed, options, extra_vars, folder)
     if folder.is_dir():
@@ -144,6 +146,38 @@ def _train(
         require_finished(folder)
     result.require_success()
     require_finished(folder)
+
+
+def _follow(
+    testbed: Testbed,
+    options: Options,
+    extra_vars: Mapping[str, Any],
+    plan: "Plan",
+    steps: Sequence["Step"],
+    folder: Path,
+) -> RunResult:
+    """Play the run with its timeline beside it; conditions are put back before this returns or raises."""
+    from fltestbed.plan import client_rows
+    from fltestbed.timeline.conduct import conduct
+
+    rounds = plan.experiment.rounds if plan.experiment else 0
+    with conduct(steps, testbed, folder, lambda line: print(line, file=sys.stderr, flush=True)) as driver:
+
+        def line(event: Event) -> str:
+            if (
+                event.module == "testbed_experiment"
+                and event.kind == "ok"
+                and plan.experiment
+                and plan.experiment.rules
+            ):
+                return "\n" + table(client_rows(event.result["partitions"], testbed.clients)) + "\n"
+            if event.module == "testbed_run" and event.kind in ("item", "ok"):
+                driver.hear(event.result)
+                if not plan.app.reports and event.changed:  # it was submitted
+                    driver.begin()
+            return news(event, rounds)
+
+        return play("run", testbed.path, options, extra_vars, line)
 
 
 def _stop(testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], folder: Path) -> NoReturn:

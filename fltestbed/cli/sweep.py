@@ -42,6 +42,7 @@ def sweep(
     from fltestbed.experiment import split
     from fltestbed.plan import resolve
     from fltestbed.sweep import finished, points
+    from fltestbed.timeline import schedule
 
     given = [absolute(setting) for setting in settings or []]
     testbed = load(find_inventory(inventory))
@@ -52,12 +53,13 @@ def sweep(
         wanted = read(found, split(own)[0])
         wanted.require_clients(len(testbed.clients))
         rules.require(wanted, testbed.clients, rules.read(rules.calibration_file(testbed.name)))
-        todo.append((point, own, wanted, resolve(found, own, app=None, content_dir=content_dir())))
+        plan = resolve(found, own, app=None, content_dir=content_dir())
+        todo.append((point, own, wanted, plan, schedule.of(plan, testbed, found, own)))
 
     options = Options(verbose=verbose, become_password=ask_password(ask_become_pass))
     done, failed = {}, []
     with alone(testbed):
-        for number, (point, own, wanted, plan) in enumerate(todo, start=1):
+        for number, (point, own, wanted, plan, steps) in enumerate(todo, start=1):
             values = ", ".join(f"{key} {value}" for key, value in point.columns.items())
             folder = finished(wanted, testbed.clients, runs_dir())
             state = f"finished already, in {folder}" if folder else "begins"
@@ -69,6 +71,7 @@ def sweep(
                     plan,
                     found,
                     own,
+                    steps,
                     name=f"{plan.name}-{number}",
                     output=None,
                 )

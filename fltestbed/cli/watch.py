@@ -13,6 +13,7 @@ from fltestbed.cli._render import cell, table
 from fltestbed.errors import RunFailed
 from fltestbed.inventory import load
 from fltestbed.paths import find_inventory
+from fltestbed.timeline.ledger import line
 from fltestbed.watching import Client, View
 from fltestbed.watching import watch as look
 
@@ -29,7 +30,7 @@ _URGENT = (
     "done",
 )  # who is shown where not all have room
 _STYLES = {"unreachable": "red", "stopped": "red", "failed": "red", "trains": "green", "done": "dim"}
-_ROUNDS = 5  # how many of the last rounds are shown
+_ROUNDS = 5  # how many of the last rounds are shown, and of the last events
 _MIB = 2**20
 
 
@@ -79,6 +80,8 @@ def picture(view: View, height: int | None) -> "Group":
     parts = [Text.assemble((view.run, "bold"), rounds, "  ", (record["status"], "bold"), reason), Text()]
     if last := view.rounds[-_ROUNDS:]:
         parts += [*map(Text, table([_round(row) for row in last]).splitlines()), Text()]
+    if view.conditions:
+        parts += [*(Text(line(row)) for row in view.conditions[-_ROUNDS:]), Text()]
     room = None if height is None else max(1, height - len(parts) - 3)
     shown, hidden = fitting(view.clients, room)
     head, *rows = table([_row(client) for client in shown]).splitlines()
@@ -133,7 +136,7 @@ def _against(used: float | None, limit: float | None, form: str) -> str:
 
 def _tell(views: Iterator[View]) -> View | None:
     """Print a line for each change."""
-    view, status, told = None, "", 0
+    view, status, told, happened = None, "", 0, 0
     states: dict[str, str] = {}
     for view in views:
         if status != (status := view.record["status"]):
@@ -147,6 +150,9 @@ def _tell(views: Iterator[View]) -> View | None:
                 flush=True,
             )
         told = len(view.rounds)
+        for row in view.conditions[happened:]:
+            print(line(row), flush=True)
+        happened = len(view.conditions)
         for client in view.clients:
             if states.get(client.name, "unknown") != client.state:
                 states[client.name] = client.state

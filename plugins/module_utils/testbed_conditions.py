@@ -435,7 +435,7 @@ class Conditions:
                     start_new_session=True,
                 )
                 return "reboots in a second"
-            if kind in ("rejoin", "restore", "lift"):
+            if kind in ("rejoin", "restore", "lift", "unthrottle", "unshape"):
                 return self.undo(kind, clients)
             if kind == "keep":
                 return self.keep()
@@ -448,14 +448,20 @@ class Conditions:
             return "; ".join(self.put(kind, client, parameters) for client in clients or self.clients())
 
     def undo(self, kind, clients):
-        kinds = {"rejoin": ("pause", "kill", "partition"), "restore": (*OF_CLIENTS, "shape", "partition")}
+        kinds = {
+            "rejoin": ("pause", "kill", "partition"),
+            "restore": (*OF_CLIENTS, "shape", "partition"),
+            "unthrottle": ("throttle",),
+            "unshape": ("shape",),
+        }
         wanted = kinds.get(kind, (*OF_CLIENTS, *OF_NETWORK))
         return self.drop(
             [
                 key
                 for key, entry in self.entries.items()
                 if entry["kind"] in wanted and (not clients or entry["client"] in clients)
-            ]
+            ],
+            ending=kind.startswith("un"),
         )
 
     def forget(self):

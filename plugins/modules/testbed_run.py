@@ -48,7 +48,7 @@ options:
     type: int
     default: -1
   round:
-    description: The round to wait for, from 1.
+    description: The round whose end to wait for, from 1. 0 is for the start of the first one.
     type: int
   timeout:
     description: Seconds to wait for that round, or for news.
@@ -62,8 +62,16 @@ run:
   description: The run's record C(run.json).
   returned: always
   type: dict
+age:
+  description: Seconds since that round ended, or since the first one began; null when the run ended before.
+  returned: when I(state=followed)
+  type: float
+now:
+  description: Unix seconds by the server's clock.
+  returned: when I(state=followed)
+  type: float
 round:
-  description: The round's row; null when the run ended before it.
+  description: The round's row; null when the run ended before it, and for round 0.
   returned: when I(state=followed)
   type: dict
 clients:
@@ -204,12 +212,19 @@ def submit(module, run):
 
 def follow(module, run):
     wanted = module.params["round"]
+    awaited = f"round {wanted} did not end" if wanted else "the first round did not begin"
     deadline = time.monotonic() + module.params["timeout"]
     heard, seen = time.monotonic(), None
     while True:
         record = run.record()
-        row = next((row for row in run.rows("rounds.jsonl") if row["round"] == wanted), None)
-        if row or record["status"] in ENDED:
+        rows = run.rows("rounds.jsonl")
+        row = next((row for row in rows if row["round"] == wanted), None)
+        since = row["end"] if row else None
+        if wanted == 0 and rows:
+            since = rows[0]["start"]
+        elif wanted == 0 and record["status"] == "running":
+            since = record["updated"]  # when all that it waits for were there
+        if since or record["status"] in ENDED:
             break
         if record != seen:
             heard, seen = time.monotonic(), record
@@ -221,13 +236,15 @@ def follow(module, run):
                 continue
         if time.monotonic() > deadline:
             module.fail_json(
-                msg=f"round {wanted} did not end within {module.params['timeout']} s. The run goes on; "
+                msg=f"{awaited} within {module.params['timeout']} s. The run goes on; "
                 "`fltestbed stop` ends it.",
                 run=record,
             )
         time.sleep(LOOK_SECONDS)
     clients = [client for client in run.rows("clients.jsonl") if client["round"] == wanted]
-    module.exit_json(changed=False, round=row, clients=clients, run=record)
+    now = time.time()
+    age = now - datetime.datetime.fromisoformat(since).timestamp() if since else None
+    module.exit_json(changed=False, round=row, clients=clients, run=record, age=age, now=now)
 
 
 def watch(module, run):

@@ -4,6 +4,7 @@ import json
 import shutil
 import threading
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from ansible_modules import load, run
 
 testbed_run = load("modules", "testbed_run")
-ROUND = {"round": 2, "server_accuracy": 0.5}
+ROUND = {"round": 2, "server_accuracy": 0.5, "end": "2026-01-01T00:00:10.000+00:00"}
 CLIENTS = [{"round": number, "client": client} for number in (1, 2) for client in ("pi-1", "pi-2")]
 
 
@@ -147,3 +148,25 @@ def test_stop_writes_the_last_word_where_the_run_never_reached_flower(folder: Pa
 def test_there_is_nothing_to_stop_without_a_run(folder: Path) -> None:
     folder.rmdir()
     assert not call(folder, "stopped")["changed"]
+
+
+def test_follow_says_how_long_ago_the_first_round_began(folder: Path) -> None:
+    record(folder, "waiting", "waiting for pi-4")
+    assert call(folder, "followed", round=0, timeout=0)["failed"]
+    began = datetime.now(UTC) - timedelta(seconds=5)
+    running = {"status": "running", "reason": None, "round": 0, "rounds": 2, "updated": began.isoformat()}
+    (folder / "run.json").write_text(json.dumps(running))
+    answer = call(folder, "followed", round=0, timeout=0)
+    assert (answer["round"], answer["clients"]) == (None, [])
+    assert 5 <= answer["age"] < 15 and abs(answer["now"] - time.time()) < 10
+
+    end = began + timedelta(seconds=3)
+    write(folder, "rounds.jsonl", {"round": 1, "start": began.isoformat(), "end": end.isoformat()})
+    record(folder, "running")  # which is written anew after each round
+    assert call(folder, "followed", round=0, timeout=0)["age"] >= 5
+    assert 2 <= call(folder, "followed", round=1, timeout=0)["age"] < 12
+
+
+def test_follow_has_no_age_of_what_will_not_be(folder: Path) -> None:
+    record(folder, "failed", "because")
+    assert [call(folder, "followed", round=number, timeout=600)["age"] for number in (0, 1)] == [None, None]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import datetime, timedelta
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -353,3 +354,58 @@ def test_help_and_version_do_without_the_slow_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def add_timeline(folder: Path) -> None:
+    """Add what a timeline would have done to the real run, by its third round."""
+    start = datetime.fromisoformat(str(run_folder.rows(folder, "rounds.jsonl")[0]["start"]))
+
+    def event(second: float, device: str, action: str, text: str, **more: Any) -> dict[str, object]:
+        at = start + timedelta(seconds=second)
+        row = {"time": at.isoformat(), "kind": "timeline", "device": device, "client": None, "text": text}
+        row |= {"action": action, "outcome": "ok", "planned": (at - timedelta(seconds=0.004)).isoformat(), "step": 1}
+        return row | {"when": f"{second:g} s", "error_seconds": 0.004, "took_seconds": 0.1, "ends": None} | more
+
+    rows = [
+        event(5, "pi-3", "throttle", "throttle cpus 0.25"),
+        event(8, "pi-4", "kill", "kill"),
+        event(30, "pi-3", "unthrottle", "unthrottle", ends=1, error_seconds=1.5),
+        event(31, "pi-4", "rejoin", "rejoin", when="round 2"),
+        event(40, "pi-3", "shape", "shape rate_up 2mbit"),
+        event(41, "laptop", "pause", "pause: no answer", outcome="failed"),
+        event(90, "pi-3", "restore", "put back: network shaped to 2 mbit up", step=None, when="end"),
+        event(90, "laptop", "kill", "kill: not due", outcome="not due", planned=None, error_seconds=None),
+    ]
+    run_folder.write_rows(folder, "events.jsonl", rows)
+
+
+def test_a_report_shows_what_the_timeline_did_and_how_late(folder: Path) -> None:
+    assert "conditions" not in read(folder).ids
+    add_timeline(folder)
+    run = results.load(folder)
+    assert run.notes == []
+    found = report.spells(run)
+    assert found.drop(columns="text").round(2).to_dict("records") == [
+        {"device": "pi-3", "action": "throttle", "outcome": "ok", "begin": 5, "until": 30},
+        {"device": "pi-4", "action": "kill", "outcome": "ok", "begin": 8, "until": 31},
+        {"device": "pi-3", "action": "shape", "outcome": "ok", "begin": 40, "until": 90},
+        {"device": "laptop", "action": "pause", "outcome": "failed", "begin": 41, "until": 41},
+        {"device": "laptop", "action": "kill", "outcome": "not due", "begin": 90, "until": 90},
+    ]
+    shown = read(folder)
+    assert shown.ids >= {"conditions"}
+    assert "6 of 8 events of the timeline were done." in shown.text
+    assert "due at a second came 4 ms late, 1.5 s at most" in shown.text
+    (section,) = (section for section in report.build(run).sections if section.name == "conditions")
+    by_name = {block.name: block for block in section.blocks if isinstance(block, Table | Figure)}
+    during = dict(zip(by_name["round_times"].frame["round"], by_name["round_times"].frame["conditions"], strict=True))
+    assert during == {
+        1: "pi-3 throttle cpus 0.25; pi-4 kill",
+        2: "pi-3 throttle cpus 0.25; pi-4 kill; pi-3 shape rate_up 2mbit",
+        3: "pi-3 shape rate_up 2mbit",
+    }
+    assert len(by_name["timeline_events"].frame) == 8
+    report.write(folder)
+    assert {"conditions.png", "round_times.png", "timeline_events.csv"} <= {
+        file.name for file in (folder / "report").iterdir()
+    }

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ ROW = {
     "train_seconds": 11.9,
     "failure": None,
 }
+EVENT = {"when": "30 s", "device": "pi-1", "text": "throttle cpus 0.25", "error_seconds": 0.004}
 HERE = {"ansible_connection": "local", "ansible_user": "root", "ansible_become": False}
 
 
@@ -63,9 +65,13 @@ def test_a_run_is_followed_to_its_end(testbed: inventory.Testbed, tmp_path: Path
     second = next(view for view in views if view.rounds)
     assert second.rounds == [ROUND] and second.clients[0].seconds == 36.5
     second_round = ROUND | {"round": 2}
+    submitted = tmp_path / "watched" / "submitted"
+    submitted.mkdir()
+    (submitted / f"{folder.name}.conditions").write_text(json.dumps(EVENT) + "\n")
     write(folder, "finished", [ROUND, second_round], [ROW, ROW | {"round": 2}])
     last = list(views)[-1]
     assert last.ended and last.rounds == [ROUND, second_round]
+    assert last.conditions == [EVENT]
 
 
 def test_a_testbed_without_a_run_says_so(testbed: inventory.Testbed) -> None:
@@ -126,7 +132,8 @@ def test_without_a_terminal_each_change_is_a_line(capsys: pytest.CaptureFixture[
         yield view([client(1, "waits")], rounds=0)
         yield view([client(1, "trains")], rounds=0)
         yield view([client(1, "trains")], rounds=1)
-        yield view([client(1, "done")], "finished", rounds=1)
+        yield replace(view([client(1, "trains")], rounds=1), conditions=[EVENT])
+        yield replace(view([client(1, "done")], "finished", rounds=1), conditions=[EVENT])
 
     last = _tell(views())
     assert last and last.ended
@@ -135,6 +142,7 @@ def test_without_a_terminal_each_change_is_a_line(capsys: pytest.CaptureFixture[
         "pi-1 waits",
         "pi-1 trains",
         "round 1/9  accuracy 0.8312  loss 0.47  37.4 s  clients 1 ok, 0 failed",
+        "30 s: pi-1  throttle cpus 0.25  4 ms late",
         "20260101-100000-a is finished",
         "pi-1 done",
     ]

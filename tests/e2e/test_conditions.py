@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import Lab, wait_for
+from .lab import Lab, wait_for
 
 DEVICE = "pi-3"
 RATE = 4e6  # bit/s
@@ -48,7 +48,7 @@ class Device:
 
     def ssh(self, *command: str) -> str:
         folder = self.lab.folder / ".fltestbed" / self.lab.name / "ssh"
-        options = ["-i", folder / "id_ed25519", "-o", f"UserKnownHostsFile={folder / 'known_hosts'}"]
+        options = ["-i", str(folder / "id_ed25519"), "-o", f"UserKnownHostsFile={folder / 'known_hosts'}"]
         options += ["-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "ConnectTimeout=20"]
         done = subprocess.run(
             ["ssh", *options, f"pi@{self.address}", *command], capture_output=True, check=True, timeout=60
@@ -163,7 +163,7 @@ def test_a_device_that_is_cut_off_or_killed_stays_so_until_it_rejoins(lab: Lab, 
     lab.run("reboot", DEVICE)
     up = ["docker", "exec", f"{lab.name}-{DEVICE}", "sh", "-c", "systemctl is-active docker && ! tc qdisc | grep fed:"]
     wait_for("the reboot", lambda: subprocess.run(up, capture_output=True, check=False).returncode == 0, 240)
-    wait_for("its SSH", lambda: "running" in lab.on(DEVICE, "systemctl", "is-active", "ssh", code=None) or True, 60)
+    wait_for("its SSH", lambda: lab.on(DEVICE, "systemctl", "is-active", "ssh", code=None).strip() == "active", 60)
     status = lab.status(None)
     assert {(each["condition"], each["in_force"]) for each in status["conditions"]} == {
         (f"{DEVICE} killed", True),
@@ -175,7 +175,6 @@ def test_a_device_that_is_cut_off_or_killed_stays_so_until_it_rejoins(lab: Lab, 
     lab.run("restore", DEVICE)
     assert [device.state(service)[0] for service in ("supernode", "client")] == ["running"] * 2
     wait_for("the server to have it back", lambda: client(lab)["supernode"] == "online", 240)
-    wait_for("healthy containers", lambda: lab.run("status", code=None) and device.state("client")[0] == "running", 60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

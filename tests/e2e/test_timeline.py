@@ -5,10 +5,9 @@ import re
 import signal
 import subprocess
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
-from .conftest import Lab, rows, wait_for
+from .lab import Lab, rows, wait_for
 
 DEVICE = "pi-3"
 RATE = 1e6  # bit/s
@@ -46,19 +45,15 @@ def conditions(lab: Lab) -> str:
 def as_before(lab: Lab, before: dict[str, Any]) -> None:
     """Require that nothing of a timeline is left."""
     assert conditions(lab) == ""
-    wait_for("all are online", lambda: "online" in lab.run("status", code=None) and not offline(lab), 180)
+    wait_for("all are online", lambda: all_online(lab), 240)
     after = client(lab)
     limits = [key for key in before if "cpu" in key or "memory" in key]
     assert limits and {key: after[key] for key in limits} == {key: before[key] for key in limits}
     assert json.loads(lab.run("plan", "--format", "json", "--limit", DEVICE))[DEVICE] == []
 
 
-def offline(lab: Lab) -> bool:
-    return subprocess.run(lab.command("status"), cwd=lab.folder, env=lab.environment(), capture_output=True).returncode
-
-
-def seconds(row: dict[str, Any]) -> float:
-    return (datetime.fromisoformat(row["end"]) - datetime.fromisoformat(row["start"])).total_seconds()
+def all_online(lab: Lab) -> bool:
+    return {row["supernode"] for row in lab.status(None)["clients"]} == {"online"}
 
 
 def lines_of(process: "subprocess.Popen[str]", until: Callable[[str], bool]) -> list[str]:
@@ -114,10 +109,10 @@ def test_conditions_change_in_the_middle_of_training(lab: Lab) -> None:
     assert re.search(r"3 s: pi-3  pause  \d+ ms late", text)
     assert "round 2: pi-3  throttle cpus 0.15" in watched and "is finished" in watched
 
-    lasted = {row["round"]: seconds(row) for row in rows(run, "clients.jsonl") if row["client"] == DEVICE}
-    print("pi-3's rounds, s:", lasted, "all rounds, s:", [row["seconds"] for row in rows(run, "rounds.jsonl")])
+    trained = {row["round"]: row["train_seconds"] for row in rows(run, "clients.jsonl") if row["client"] == DEVICE}
+    print("pi-3's training, s:", trained, "rounds, s:", [row["seconds"] for row in rows(run, "rounds.jsonl")])
     assert len(rows(run, "rounds.jsonl")) == 5
-    assert lasted[2] > 1.5 * lasted[1], "0.15 cores instead of 0.5"
+    assert trained[2] > 1.3 * min(trained[1], trained[3]), "0.15 cores instead of 0.5"
     page = (run / "report" / "report.html").read_text()
     assert "What changed while it trained" in page and "round_times" in page
     assert json.loads((run / "lock.json").read_text())["experiment"]["timeline"]["events"][0]["for"] == 1.0

@@ -6,9 +6,12 @@ from typing import Any
 
 import pytest
 
-from .conftest import DEVICES, Lab
+from .lab import DEVICES, Lab
 
-ASKED = {"pi-3": (0.5, 640), "pi-4": (0.8, 1024), "laptop": (1.2, 1536)}
+
+def asked(lab: Lab) -> dict[str, tuple[float, int]]:
+    """Return what each client is to have: cores, bytes of memory."""
+    return {row["client"]: (row["cpus_asked"], row["memory_asked"]) for row in lab.status()["clients"]}
 
 
 def verified(lab: Lab, *arguments: str, code: int | None = 0) -> dict[tuple[str, str], dict[str, Any]]:
@@ -20,13 +23,13 @@ def verified(lab: Lab, *arguments: str, code: int | None = 0) -> dict[tuple[str,
 def test_every_client_of_an_untouched_testbed_gets_what_is_asked_for(lab: Lab) -> None:
     rows = verified(lab)
     assert {client for client, _ in rows} == set(DEVICES)
-    for name, (cpus, memory) in ASKED.items():
+    for name, (cpus, memory) in asked(lab).items():
         cpu = rows[name, "cpus"]
         assert cpu["asked"] == cpu["kernel"] == cpus
         assert cpu["verdict"] in ("ok", "busy"), cpu  # a machine that others use gives less, and verify says so
         assert cpu["measured"] <= cpus * 1.03
         assert rows[name, "memory"]["verdict"] == "ok", rows[name, "memory"]
-        assert abs(rows[name, "memory"]["measured"] / memory - 1) <= 0.03
+        assert abs(rows[name, "memory"]["measured"] * 2**20 / memory - 1) <= 0.03
         assert 0.1 < rows[name, "core speed"]["measured"] <= 1
         for way in ("down", "up"):
             assert rows[name, way]["verdict"] == "no limit" and rows[name, way]["measured"] > 1
@@ -81,9 +84,10 @@ def test_calibration_tells_slow_devices_from_fast_ones(lab: Lab) -> None:
     rows = json.loads(lab.run("calibrate", "fashion-mnist-cnn", "--format", "json"))["calibration"]
     found = json.loads((lab.folder / ".fltestbed" / lab.name / "calibration.json").read_text())
     assert set(found) == {row["client"] for row in rows} == set(DEVICES)
+    wanted = asked(lab)
     for name, size in (("pi-3", 16), ("pi-4", 32), ("laptop", 64)):
         each = found[name]
-        assert (each["cpus"], each["memory"]) == (ASKED[name][0], ASKED[name][1] * 2**20)
+        assert (each["cpus"], each["memory"]) == wanted[name]
         assert (each["model"], each["batch_size"]) == ("cnn", size)
         assert 150 * 2**20 < each["peak_memory_bytes"] < each["memory"]
         assert {8, size} <= {row["batch_size"] for row in each["batch_sizes"]}

@@ -114,6 +114,7 @@ def as_before(lab: Lab, device: Device) -> Iterator[None]:
     before = device.traces()
     yield
     assert device.traces() == before
+    wait_for("healthy containers", lambda: device.health() == ["healthy"] * 2, 180)
     assert json.loads(lab.run("plan", "--format", "json", "--limit", DEVICE))[DEVICE] == []
 
 
@@ -190,7 +191,6 @@ def test_a_device_that_is_cut_off_or_killed_stays_so_until_it_rejoins(lab: Lab, 
     lab.run("restore", DEVICE)
     assert [device.state(service)[0] for service in ("supernode", "client")] == ["running"] * 2
     wait_for("the server to have it back", lambda: client(lab)["supernode"] == "online", 240)
-    wait_for("healthy containers", lambda: device.health() == ["healthy"] * 2, 120)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])

@@ -264,7 +264,7 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
     (
         pi("testbed_network: {rate: 5mbit}"),
         "lab/hosts.yml:9: pi-2: testbed_network: there is no 'rate' of a network",
-        "did you mean rate_up?",
+        "did you mean rate_up or rate_down?",
     ),
     (
         pi("testbed_network: {delay: 10ms, jitter: 20ms}"),

@@ -370,7 +370,7 @@ def test_run_shows_what_rules_set_before_a_client_trains(cli: Cli) -> None:
     cli.module("testbed_experiment", f"result = {{'partitions': [{part}, {part}]}}")
     cli.playbook("run", {"testbed_experiment": {"a": ""}, "name": "Resolve"}, training(1, 2), hosts="superlink")
     code, _, err = cli("run", "tiny", "--set", "rules=[{set: {batch_size: 8}}]")
-    assert code == 0
+    assert code == 0, err
     assert err.index("pi-1    pi-1    -     -              9           8") < err.index("round 1/2")
     code, _, err = cli("run", "tiny", "--set", "rules=[{balance: {round_seconds: 8}}]")
     assert code == 3

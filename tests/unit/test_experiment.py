@@ -172,7 +172,13 @@ def test_the_module_applies_the_rules_to_what_ansible_knows_of_the_clients(tmp_p
         "rules: rule 2 needs figures of pi-1 that were not measured\nfltestbed calibrate measures the clients"
     )
     measured = {
-        each["client"]: {"samples_per_second": 50, "model": "cnn", "cpus": each["cpus"], "memory": each["memory"]}
+        each["client"]: {
+            "samples_per_second": 50,
+            "batch_size": 8,
+            "model": "cnn",
+            "cpus": each["cpus"],
+            "memory": each["memory"],
+        }
         for each in clients
     }
     (tmp_path / "calibration.json").write_text(json.dumps(measured))

@@ -351,7 +351,7 @@ Capability = Literal["cpus", "memory", "samples_per_second"]
 
 
 class Scale(_Part):
-    """By what a setting is scaled: the client with the most of it has the setting in full, the others their part.
+    """By what a setting is scaled: of a rule's clients, the one with the most has it in full, the others their part.
 
     A learning rate that is scaled by `batch_size` is that of `train` times the client's batch size over that of
     `train`: the linear scaling rule of Goyal et al., Accurate, Large Minibatch SGD, arXiv 1706.02677, 2017.

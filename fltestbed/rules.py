@@ -4,10 +4,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from fltestbed.errors import ExperimentError
-from fltestbed.experiment import Capability, Experiment, When
+from fltestbed.experiment import Experiment, When
 from fltestbed.inventory import Client
 from fltestbed.paths import state_dir
 
@@ -41,7 +41,6 @@ def resolve(
     Raises ExperimentError where a rule needs of a client what is not known, or no setting can do what it asks.
     """
     require(experiment, clients, measured)
-    most = {key: max((_figure(client, key, measured) or 0.0) for client in clients) for key in get_args(Capability)}
     train = {"participation": 1.0} | experiment.train.model_dump(include={*_WHOLE, "learning_rate", "data_fraction"})
     found = []
     for client, size in zip(clients, examples, strict=True):
@@ -57,7 +56,10 @@ def resolve(
                 if by == "batch_size":
                     share = (now | wanted | own)["batch_size"] / train["batch_size"]
                 else:
-                    share = (_figure(client, by, measured) or 0.0) / most[by]
+                    most = max(
+                        _figure(each, by, measured) or 0.0 for each in clients if _holds(rule.when, each, measured)
+                    )
+                    share = (_figure(client, by, measured) or 0.0) / most
                 wanted[key] = _rounded(key, train[key] * share)
             if rule.balance:
                 speed = _speed(measured[client["client"]], (now | wanted | own)["batch_size"])

@@ -96,6 +96,11 @@ def test_settings_are_scaled_by_the_most_capable_client(tmp_path: Path) -> None:
     ]
 
 
+def test_a_rule_scales_by_the_most_capable_of_its_own_clients(tmp_path: Path) -> None:
+    text = "train: {local_epochs: 10}\nrules: [{when: {cpus_below: 2}, scale: {local_epochs: cpus}}]"
+    assert [each["local_epochs"] for each, _ in resolve(tmp_path, text)] == [5, 10, 10]
+
+
 def test_the_linear_scaling_rule(tmp_path: Path) -> None:
     """0.05 at 32 is 0.0125 at 8, and 0.1 at 64, whoever said so: the rule, the inventory or nobody."""
     own = [SMALL, MIDDLE | {"settings": {"batch_size": 64}}, LARGE]

@@ -542,7 +542,7 @@ _EXPECTED = {
     "greater_than_equal": "a number of at least {ge:g}",
     "dict_type": "keys and lists of their values, as in {{partitioner.alpha: [0.1, 1.0]}}",
     "int_type": "a whole number, without quotes",
-    "list_type": "a list: as in [0.1, 1.0], or each entry on a line of its own, after a hyphen",
+    "list_type": "a list of values, as in [0.1, 1.0], or one a line, each after a hyphen",
     "less_than": "a number below {lt:g}",
     "less_than_equal": "a number of at most {le:g}",
     "model_attributes_type": "keys and values, as in {{name: iid}}",

@@ -331,7 +331,7 @@ Capability = Literal["cpus", "memory", "samples_per_second"]
 
 
 class Scale(_Part):
-    """By what a setting is scaled: the client with the most of it has the setting in full, the others their part.
+    """By what a setting is scaled: of a rule's clients, the one with the most has it in full, the others their part.
 
     A learning rate that is scaled by `batch_size` is that of `train` times the client's batch size over that of
     `train`: the linear scaling rule of Goyal et al., Accurate, Large Minibatch SGD, arXiv 1706.02677, 2017.
@@ -526,7 +526,7 @@ _EXPECTED = {
     "greater_than_equal": "a number of at least {ge:g}",
     "dict_type": "keys and lists of their values, as in {{partitioner.alpha: [0.1, 1.0]}}",
     "int_type": "a whole number, without quotes",
-    "list_type": "a list: as in [0.1, 1.0], or each entry on a line of its own, after a hyphen",
+    "list_type": "a list of values, as in [0.1, 1.0], or one a line, each after a hyphen",
     "less_than": "a number below {lt:g}",
     "less_than_equal": "a number of at most {le:g}",
     "model_attributes_type": "keys and values, as in {{name: iid}}",

@@ -42,9 +42,10 @@ def folder_for(name: str) -> Path:
 
 
 def templates() -> list[str]:
-    """Return the names of the built-in inventories."""
+    """Return the names of the built-in inventories, published ones last."""
     root = content_dir() / "inventories"
-    return sorted(str(file.parent.relative_to(root)) for file in root.rglob("hosts.yml"))
+    names = [str(file.parent.relative_to(root)) for file in root.rglob("hosts.yml")]
+    return sorted(names, key=lambda name: ("/" in name, name))
 
 
 def is_virtual(template: str) -> bool:

@@ -4,10 +4,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from fltestbed.errors import ExperimentError
-from fltestbed.experiment import Capability, Experiment, When
+from fltestbed.experiment import Experiment, When
 from fltestbed.inventory import Client
 from fltestbed.paths import state_dir
 
@@ -15,7 +15,7 @@ Measured = Mapping[str, Mapping[str, Any]]
 """What `fltestbed calibrate` found of each client, by its name.
 
 A client has samples_per_second, peak_memory_bytes, and what they were measured with: model, batch_size, cpus (cores or
-None) and memory (bytes or None).
+None) and memory (bytes or None). It may have batch_sizes, a list of those two figures of other batch sizes.
 """
 
 _CALIBRATE = "fltestbed calibrate measures the clients"
@@ -41,7 +41,6 @@ def resolve(
     Raises ExperimentError where a rule needs of a client what is not known, or no setting can do what it asks.
     """
     require(experiment, clients, measured)
-    most = {key: max((_figure(client, key, measured) or 0.0) for client in clients) for key in get_args(Capability)}
     train = {"participation": 1.0} | experiment.train.model_dump(include={*_WHOLE, "learning_rate", "data_fraction"})
     found = []
     for client, size in zip(clients, examples, strict=True):
@@ -57,10 +56,14 @@ def resolve(
                 if by == "batch_size":
                     share = (now | wanted | own)["batch_size"] / train["batch_size"]
                 else:
-                    share = (_figure(client, by, measured) or 0.0) / most[by]
+                    most = max(
+                        _figure(each, by, measured) or 0.0 for each in clients if _holds(rule.when, each, measured)
+                    )
+                    share = (_figure(client, by, measured) or 0.0) / most
                 wanted[key] = _rounded(key, train[key] * share)
             if rule.balance:
-                wanted |= _balanced(measured[client["client"]], size, rule.balance.round_seconds)
+                speed = _speed(measured[client["client"]], (now | wanted | own)["batch_size"])
+                wanted |= _balanced(speed, size, rule.balance.round_seconds)
             wanted = {key: value for key, value in wanted.items() if key not in own}
             if wanted:
                 now |= wanted
@@ -75,7 +78,7 @@ def require(experiment: Experiment, clients: Sequence[Client], measured: Measure
         asked = {"samples_per_second"} if {"samples_per_second"} & _figures(rule.when) else set()
         does = set(rule.scale.model_dump(exclude_none=True).values()) - {"batch_size"} if rule.scale else set()
         does |= {"memory", "peak_memory_bytes", "batch_size"} if rule.fit_memory else set()
-        does |= {"samples_per_second"} if rule.balance else set()
+        does |= {"samples_per_second", "batch_size"} if rule.balance else set()
         for client in clients:
             _require(number, asked, experiment.model, client, measured)
             if _holds(rule.when, client, measured):
@@ -153,29 +156,35 @@ def _rounded(key: str, value: float) -> float | int:
 
 
 def _fitting(number: int, client: Client, found: Mapping[str, Any], share: float) -> int:
-    """Return the largest batch size, doubled from the measured one, that stays below a share of the memory limit.
-
-    Twice the batch takes at most twice the memory, as what does not depend on the batch does not double. Nothing is
-    known so of a smaller batch: a client that was above the share with the measured one is refused.
-    """
-    bound, peak, batch_size = share * client["memory"], float(found["peak_memory_bytes"]), int(found["batch_size"])
-    if peak > bound:
+    """Return the largest batch size that was measured to stay within a share of the memory limit."""
+    bound = share * client["memory"]
+    rows = _rows(found)
+    fitting = [row["batch_size"] for row in rows if row["peak_memory_bytes"] <= bound]
+    if not fitting:
+        least = min(rows, key=lambda row: row["batch_size"])
         raise ExperimentError(
-            f"rules: rule {number}: {client['client']} took {peak / 2**20:.0f}m with batch_size {batch_size}, "
-            f"which is more than {share:g} of its {client['memory'] / 2**20:g}m",
-            "give it more memory in the inventory, or calibrate with a smaller batch_size",
+            f"rules: rule {number}: {client['client']} took {least['peak_memory_bytes'] / 2**20:.0f}m with batch_size "
+            f"{least['batch_size']}, which is more than {share:g} of its {client['memory'] / 2**20:g}m",
+            "give it more memory in the inventory, or take a smaller model",
         )
-    fitting = batch_size
-    while 2 * fitting <= min(_WHOLE["batch_size"], batch_size * bound / peak):
-        fitting *= 2
-    return fitting
+    return int(max(fitting))
 
 
-def _balanced(found: Mapping[str, Any], examples: int, seconds: float) -> dict[str, float | int]:
-    """Return the epochs and the share of the examples that take a time, in s.
+def _speed(found: Mapping[str, Any], batch_size: int) -> float:
+    """Return the samples per second with the batch size that was measured nearest to one."""
+    return float(min(_rows(found), key=lambda row: abs(row["batch_size"] - batch_size))["samples_per_second"])
+
+
+def _rows(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    """Return what was measured of a client with each batch size."""
+    return found.get("batch_sizes") or [found]
+
+
+def _balanced(speed: float, examples: int, seconds: float) -> dict[str, float | int]:
+    """Return the epochs and the share of the examples that take a time, in s, at a speed in examples per s.
 
     A fast client passes more than once over its examples, so that each of its passes has the same share of them.
     """
-    passes = seconds * found["samples_per_second"] / examples
+    passes = seconds * speed / examples
     epochs = min(_WHOLE["local_epochs"], max(1, math.ceil(passes - 1e-9)))
     return {"local_epochs": epochs, "data_fraction": min(1.0, passes / epochs)}

@@ -129,7 +129,8 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
     (
         pi("testbed_own_profiles: {rock: {cpus: 8, memory: 15gb, price: 100}}"),
         "lab/hosts.yml:9: pi-2: testbed_own_profiles.rock has an unknown key 'price'",
-        "known are batch_size, cpus, data_fraction, learning_rate, local_epochs, memory",
+        "known are batch_size, cpus, data_fraction, deadline, learning_rate, local_epochs, memory, network, "
+        "participation, source, speed",
     ),
     (
         pi("testbed_own_profiles: [rock]"),
@@ -368,7 +369,8 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
     (
         pi("testbed_profile: 'rpi4; reboot'"),
         "lab/hosts.yml:9: pi-2: there is no profile 'rpi4; reboot'",
-        "known are jetson-nano, laptop, rpi3, rpi4, rpi5, vm-small",
+        "known are fltk-default, fltk-medium, fltk-slow, jetson-nano, jetson-orin-nano, laptop, old-laptop, phone, "
+        "rpi-zero-2, rpi3, rpi4, rpi5, vm-large, vm-small",
     ),
     (
         change("pi-2:", f"{TOUCH}:"),
@@ -544,7 +546,7 @@ BAD_EXPERIMENTS: list[tuple[str, str, str]] = [
         "mine.yml:1: name: is missing",
         "compare it with experiments/fashion-mnist-cnn.yml, which shows every key",
     ),
-    ("name: mine\nrouds: 3", "mine.yml:2: rouds: no such key", "did you mean rounds?"),
+    ("name: mine\nrouds: 3", "mine.yml:2: rouds: no such key", "did you mean rounds or rules?"),
     ("name: mine\nrounds: 0", "mine.yml:2: rounds: cannot be 0", "write a number of at least 1"),
     ("name: mine\nrounds: '5'", "mine.yml:2: rounds: cannot be '5'", "write a whole number, without quotes"),
     ("name: mine\nrounds: many", "mine.yml:2: rounds: cannot be 'many'", "write a whole number, without quotes"),

@@ -42,7 +42,7 @@ def test_a_copy_is_a_testbed_and_says_what_comes_next(tmp_path: Path) -> None:
     [
         (["My Lab", "--from", "virtual"], 3, "a testbed cannot be called 'My Lab'"),
         (["../lab", "--from", "virtual"], 3, "a testbed cannot be called '../lab'"),
-        (["lab"], 2, "give one of published/fedadapt, published/f"),
+        (["lab"], 2, "give one of raspberry-pi, single-host, virtual, published/f"),
         (["lab", "--from", "moon"], 2, "'moon'"),
         (["lab", "--from", "raspberry-pi", "--scale", "0.5"], 2, "only virtual devices can be scaled"),
         (["lab", "--from", "virtual", "--population", "p.yml"], 2, "a population is of virtual devices of its own"),

@@ -96,6 +96,11 @@ def test_settings_are_scaled_by_the_most_capable_client(tmp_path: Path) -> None:
     ]
 
 
+def test_a_rule_scales_by_the_most_capable_of_its_own_clients(tmp_path: Path) -> None:
+    text = "train: {local_epochs: 10}\nrules: [{when: {cpus_below: 2}, scale: {local_epochs: cpus}}]"
+    assert [each["local_epochs"] for each, _ in resolve(tmp_path, text)] == [5, 10, 10]
+
+
 def test_the_linear_scaling_rule(tmp_path: Path) -> None:
     """0.05 at 32 is 0.0125 at 8, and 0.1 at 64, whoever said so: the rule, the inventory or nobody."""
     own = [SMALL, MIDDLE | {"settings": {"batch_size": 64}}, LARGE]
@@ -118,18 +123,39 @@ def test_balanced_clients_take_the_same_time(tmp_path: Path) -> None:
         assert epochs * share * 1000 / speed == pytest.approx(10)
 
 
-def test_the_largest_batch_below_the_memory_limit(tmp_path: Path) -> None:
-    """400 MiB at 32 is at most 800 at 64, 1600 at 128; 0.9 of the limits are 576, 922 and 1843 MiB."""
-    found = resolve(tmp_path, "rules: [{fit_memory: 0.9, scale: {learning_rate: batch_size}}]", 1, 1, 1)
-    assert [each for each, _ in found] == [
-        {},
-        {"batch_size": 64, "learning_rate": 0.1},
-        {"batch_size": 128, "learning_rate": 0.2},
+def with_sizes(**peaks: list[int]) -> dict[str, dict[str, Any]]:
+    """Return a calibration with the peaks, in MiB, of the batch sizes 16, 32 and 64; a larger one is faster."""
+    found = measured(1, 1, 1)
+    for name, sizes in peaks.items():
+        found[name.replace("_", "-")]["batch_sizes"] = [
+            {"batch_size": size, "samples_per_second": float(size), "peak_memory_bytes": peak * MIB}
+            for size, peak in zip((16, 32, 64), sizes, strict=False)
+        ]
+    return found
+
+
+def test_the_largest_batch_within_the_memory_limit(tmp_path: Path) -> None:
+    """0.9 of the limits are 576, 922 and 1843 MiB; of the laptop nothing but its own batch size was measured."""
+    text = "rules: [{fit_memory: 0.9, scale: {learning_rate: batch_size}}]"
+    found = rules.resolve(load(tmp_path, text), CLIENTS, [1000] * 3, with_sizes(pi_3=[500, 577], pi_4=[500, 600, 700]))
+    assert [(each.settings["batch_size"], each.settings["learning_rate"]) for each in found] == [
+        (16, 0.025),
+        (64, 0.1),
+        (32, 0.05),
     ]
     with pytest.raises(
-        ExperimentError, match=r"pi-3 took 400m with batch_size 32, which is more than 0\.5 of its 640m"
+        ExperimentError, match=r"pi-3 took 500m with batch_size 16, which is more than 0\.7 of its 640m"
     ):
-        resolve(tmp_path, "rules: [{fit_memory: 0.5}]", 1, 1, 1)
+        rules.resolve(load(tmp_path, text.replace("0.9", "0.7")), CLIENTS, [1000] * 3, with_sizes(pi_3=[500, 577]))
+
+
+def test_clients_are_balanced_by_their_speed_with_the_batch_size_that_they_get(tmp_path: Path) -> None:
+    """In 10 s at 16 and at 64 examples/s: 160 and 640 of 1000."""
+    sizes = with_sizes(pi_3=[1, 1, 1])
+    for batch_size, share in ((20, 0.16), (64, 0.64)):
+        text = f"rules: [{{set: {{batch_size: {batch_size}}}, balance: {{round_seconds: 10}}}}]"
+        [pi, *_] = rules.resolve(load(tmp_path, text), CLIENTS, [1000] * 3, sizes)
+        assert pi.settings["data_fraction"] == pytest.approx(share)
 
 
 def test_speed_is_a_condition_and_a_scale(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """fltestbed calibrate."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -65,5 +66,10 @@ def calibrate(
         for row in each["batch_sizes"]
     ]
     show({"calibration": rows}, output)
+    if slowed := calibration.disturbed(found):
+        print(
+            f"{', '.join(slowed)}: others had the cores; calibrate again when the machine is quiet",
+            file=sys.stderr,
+        )
     calibration.require_all(problems)
     result.require_success()

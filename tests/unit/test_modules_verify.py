@@ -77,7 +77,7 @@ def test_a_control_group_of_version_2_is_read(kernel: Path) -> None:
     put(folder.parent, V2 | {"memory.max": "max\n"})
     group = testbed_cgroup.Cgroup({"": folder})
     assert group.cpu() == {"seconds": 2.5, "periods": 60, "throttled": 50}
-    assert group.memory() == {"limit": 640 * MIB, "used": 124 * MIB}
+    assert group.memory() == {"limit": 640 * MIB, "used": 124 * MIB, "working_set": 128 * MIB}
     assert group.processes() == [7, 9]
     # The topmost group of a machine has no limits; that of a container has.
     assert [one.memory()["limit"] for one in group.above()] == [None]

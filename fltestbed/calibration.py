@@ -97,7 +97,7 @@ def _no_figure(name: str, size: int, rows: Sequence[Mapping[str, Any]], *, kille
 
 
 def disturbed(calibrations: Mapping[str, Calibration]) -> list[str]:
-    """Return the clients that trained slower than they could, as others had the cores that their quota lets them use."""
+    """Return the clients that trained slower than they could, as others had the cores that they were to have."""
     return [
         name
         for name, each in calibrations.items()

@@ -41,7 +41,7 @@ RETURN = r"""
 clients:
   description: Of each C(client) the C(rows) of the batch sizes, as the app says them, with C(peak_memory_bytes),
     C(cores) that the container got on average, and C(throttled), in which share of its quota's periods that was used
-    up; C(killed), whether the kernel killed the training; C(cpus) and C(memory), the limits that the kernel holds it to.
+    up; C(killed), whether the kernel killed the training; C(cpus) and C(memory), the limits that the kernel has.
   returned: success
   type: list
   elements: dict

@@ -1,5 +1,6 @@
 """What the measurement reads of the kernel, and its loads, run for real as in a container."""
 
+import contextlib
 import json
 import os
 import signal
@@ -153,7 +154,7 @@ def server() -> Iterator[tuple[int, list[int]]]:
     read = [0]
 
     def serve(peer: socket.socket) -> None:
-        with peer:
+        with peer, contextlib.suppress(OSError):  # who is content goes
             if (request := peer.recv(65536)).startswith(b"GET"):
                 for _ in range(40):
                     peer.sendall(bytes(10**6))
@@ -197,7 +198,7 @@ def test_what_was_acknowledged_is_counted_and_not_what_waits_to_be_sent(server: 
         peer.shutdown(socket.SHUT_WR)
         while peer.recv(1):
             pass
-    assert acknowledged[-1] <= read[0]
+    assert acknowledged[-1] <= read[0] + 1  # the packet that opens a connection counts as a byte
 
 
 def test_connections_that_are_not_made_are_lost(server: tuple[int, list[int]]) -> None:

@@ -139,6 +139,18 @@ EVENTS = (
         "{{client}}",
     ),
     (
+        "Condition begins",
+        "yellow",
+        "fltestbed_condition unless fltestbed_condition offset 15s",
+        "{{kind}} {{device}} {{client}}",
+    ),
+    (
+        "Condition ends",
+        "yellow",
+        "fltestbed_condition offset 15s unless fltestbed_condition",
+        "{{kind}} {{device}} {{client}}",
+    ),
+    (
         "Alert",
         "orange",
         'ALERTS{alertstate="firing",severity!="info"} unless ALERTS offset 15s',

@@ -1,8 +1,9 @@
-"""What happened in a run, in order: its start and end, rounds, clients that failed, changed limits, alerts."""
+"""What happened in a run, in order: its start and end, rounds, failed clients, changed limits, conditions, alerts."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ _LIMITS = {
 def events(folder: Path, series: Series | None) -> list[dict[str, Any]]:
     """Return the events of a run's folder and of its series, by time: time, kind, device, client, text.
 
-    time is ISO 8601 in UTC; kind is start, end, round, fault, limit or alert; device and client may be None.
+    time is ISO 8601 in UTC; kind is start, end, round, fault, limit, condition or alert; device and client may be None.
     """
     found = [*_recorded(folder), *(_watched(series) if series else ())]
     return sorted(found, key=lambda event: (datetime.fromisoformat(event["time"]), event["kind"] == "end"))
@@ -56,10 +57,25 @@ def _watched(series: Series) -> Iterator[dict[str, Any]]:
                 if before != after:
                     text = _LIMITS[key.metric].format(before=before, after=after)
                     yield _event(_iso(at), "limit", text, key.device, key.client)
+        elif key.metric.startswith("condition:"):
+            kind = key.metric.split(":")[1]
+            for at, text in _spells(times, series.step, series.get("device:up:bool", key.device)[0]):
+                yield _event(_iso(at), "condition", f"{kind} {text}", key.device, key.client or None)
     for alert in series.alerts:
         yield _event(
             _iso(alert.time), "alert", f"{alert.name} ({alert.severity})", alert.device or None, alert.client or None
         )
+
+
+def _spells(times: Iterable[float], step: float, looks: Iterable[float]) -> Iterator[tuple[float, str]]:
+    """Yield when what was seen at some times began and ended, as its device was looked at all along."""
+    seen = list(times)
+    for before, at in zip([-inf, *seen], seen, strict=False):
+        if at - before > 3 * step:
+            yield at, "begins"
+    for at, after in zip(seen, [*seen[1:], inf], strict=True):
+        if after - at > 3 * step and any(look > at + 2 * step for look in looks):
+            yield at + step, "ends"
 
 
 def _iso(seconds: float) -> str:

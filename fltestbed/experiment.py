@@ -4,13 +4,23 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from fltestbed.errors import ExperimentError
+from fltestbed.inventory import memory_bytes
 from fltestbed.paths import nearest
 from fltestbed.yaml_files import NotYaml, compose, duplicates, line
 
@@ -21,6 +31,16 @@ NotNegative = Annotated[float, Field(ge=0, strict=False)]
 Share = Annotated[float, Field(ge=0, lt=1, strict=False)]
 PositiveInt = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _memory(value: object) -> int:
+    number = memory_bytes(value)
+    if number is None:
+        raise _problem(f"cannot be {value!r}", "write a size with k, m or g, as in 512m or 2g")
+    return number
+
+
+Memory = Annotated[int, BeforeValidator(_memory), Field(gt=0)]
 
 MIN_EXAMPLES = 50
 """The least that a partition has, held-out part included."""
@@ -305,6 +325,67 @@ class Train(_Part):
     data_fraction: Fraction = 1.0
 
 
+class When(_Part):
+    """What a client has, all of it: `below` a bound, or `from` a bound on. No limit is above any bound."""
+
+    cpus_below: PositiveNumber | None = None
+    cpus_from: PositiveNumber | None = None
+    memory_below: Memory | None = None
+    memory_from: Memory | None = None
+    samples_per_second_below: PositiveNumber | None = None
+    samples_per_second_from: PositiveNumber | None = None
+
+
+class Settings(_Part):
+    """Training settings of a client, as the inventory has them."""
+
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] | None = None
+    learning_rate: Annotated[float, Field(gt=0, le=10, strict=False)] | None = None
+    local_epochs: Annotated[int, Field(ge=1, le=1000)] | None = None
+    data_fraction: Fraction | None = None
+    participation: Fraction | None = None
+    deadline: PositiveNumber | None = None
+
+
+Capability = Literal["cpus", "memory", "samples_per_second"]
+
+
+class Scale(_Part):
+    """By what a setting is scaled: the client with the most of it has the setting in full, the others their part.
+
+    A learning rate that is scaled by `batch_size` is that of `train` times the client's batch size over that of
+    `train`: the linear scaling rule of Goyal et al., Accurate, Large Minibatch SGD, arXiv 1706.02677, 2017.
+    """
+
+    batch_size: Capability | None = None
+    learning_rate: Literal["batch_size", "cpus", "memory", "samples_per_second"] | None = None
+    local_epochs: Capability | None = None
+    data_fraction: Capability | None = None
+    participation: Capability | None = None
+
+
+class Balance(_Part):
+    """How long the training of each client is to take in a round."""
+
+    round_seconds: PositiveNumber
+
+
+class Rule(_Part):
+    """What some clients, or all, train with because of what they are capable of."""
+
+    when: When = When()
+    set: Settings | None = None
+    scale: Scale | None = None
+    fit_memory: Fraction | None = None
+    balance: Balance | None = None
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        if not self.model_dump(exclude={"when"}, exclude_none=True):
+            raise _problem("the rule sets nothing", "add set, scale, fit_memory or balance, or take the rule out")
+        return self
+
+
 class Experiment(_Part):
     """One experiment. Times are in seconds."""
 
@@ -318,6 +399,7 @@ class Experiment(_Part):
     rounds: PositiveInt = 5
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     train: Train = Train()
+    rules: list[Rule] = []
     min_clients: PositiveInt | None = None
     client_wait: PositiveNumber = 120
     round_timeout: PositiveNumber = 600
@@ -439,8 +521,9 @@ def _explain(key: str, kind: str, given: Any, context: Mapping[str, Any]) -> tup
         return context["what"], context["hint"]
     if kind == "extra_forbidden":
         elsewhere = "take it out, or choose the name that it belongs to"
-        beside = {known for known in KEYS if known.rpartition(".")[0] == key.rpartition(".")[0]}
-        return "no such key", elsewhere if key in KEYS else nearest(key, beside or KEYS)
+        plain = re.sub(r"\.\d+(?=\.)", "", key)
+        beside = {known for known in _ALL_KEYS if known.rpartition(".")[0] == plain.rpartition(".")[0]}
+        return "no such key", elsewhere if plain in _ALL_KEYS else nearest(plain, beside or _ALL_KEYS)
     if kind in ("literal_error", "union_tag_invalid"):
         name = str(context.get("tag", given))
         known = re.findall("'(.+?)'", context.get("expected_tags") or context["expected"])
@@ -459,7 +542,7 @@ _EXPECTED = {
     "greater_than_equal": "a number of at least {ge:g}",
     "dict_type": "keys and lists of their values, as in {{partitioner.alpha: [0.1, 1.0]}}",
     "int_type": "a whole number, without quotes",
-    "list_type": "a list of values, as in [0.1, 1.0]",
+    "list_type": "a list: as in [0.1, 1.0], or each entry on a line of its own, after a hyphen",
     "less_than": "a number below {lt:g}",
     "less_than_equal": "a number of at most {le:g}",
     "model_attributes_type": "keys and values, as in {{name: iid}}",
@@ -471,16 +554,19 @@ _EXPECTED = {
 _LOOK = "compare it with experiments/fashion-mnist-cnn.yml, which shows every key"
 
 
-def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+def _keys(model: type[BaseModel], prefix: str = "", *, in_lists: bool = False) -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
+        if get_origin(field.annotation) is list and not in_lists:
+            continue
         for part in get_args(field.annotation) or (field.annotation,):
             if isclass(part) and issubclass(part, BaseModel):
-                yield from _keys(part, f"{prefix}{name}.")
+                yield from _keys(part, f"{prefix}{name}.", in_lists=in_lists)
 
 
 KEYS = frozenset(_keys(Experiment))
-"""Every key of an experiment, with dots."""
+"""Every key of an experiment that can be set, with dots."""
+_ALL_KEYS = frozenset(_keys(Experiment, in_lists=True))
 
 
 def _key(setting: str) -> str:
@@ -518,6 +604,10 @@ def _line(node: yaml.Node | None, location: list[str]) -> int:
     """Return the line of the key `location`, or of the mapping that lacks it."""
     line = 1
     for name in location:
+        if isinstance(node, yaml.SequenceNode):
+            node = node.value[int(name)]
+            line = node.start_mark.line + 1
+            continue
         if not isinstance(node, yaml.MappingNode):
             break
         found = next(((key, value) for key, value in node.value if key.value == name), None)

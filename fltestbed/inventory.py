@@ -26,9 +26,9 @@ Client = dict[str, Any]
 """One client: device, client (names), cpus (cores or None), memory (bytes or None), settings (training settings)."""
 
 _WATCHERS = ("prometheus", "grafana")
-_SETTINGS = ("batch_size", "learning_rate", "local_epochs", "data_fraction")
-CLIENT_KEYS = ("cpus", "memory", *_SETTINGS)
-_PROFILE_KEYS = (*CLIENT_KEYS, "source")
+SETTINGS = ("batch_size", "learning_rate", "local_epochs", "data_fraction", "participation", "deadline")
+CLIENT_KEYS = ("cpus", "memory", *SETTINGS)
+_PROFILE_KEYS = (*CLIENT_KEYS, "speed", "network", "source")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME_RULE = "a to z, 0 to 9 and hyphens between them, at most 63 characters"
 _DOMAIN = re.compile(
@@ -138,9 +138,24 @@ def is_user(name: str) -> bool:
     return bool(_USER.fullmatch(name))
 
 
-def profiles() -> list[str]:
-    """Return the names of the built-in profiles."""
-    return list(_shared_defaults()["testbed_profiles"])
+def profiles() -> dict[str, dict[str, Any]]:
+    """Return the built-in profiles by name."""
+    return dict(_shared_defaults()["testbed_profiles"])
+
+
+def device_network(entry: Any, profile: str, known: Mapping[str, Any]) -> Any:
+    """Return a testbed_network; where it is the word profile, the network of that profile, of those that are known.
+
+    Raises InventoryError where there is none.
+    """
+    if entry != "profile":
+        return entry
+    found = known.get(str(profile))
+    if not isinstance(found, Mapping) or "network" not in found:
+        what = f"the profile {profile} has no network" if profile else "there is no testbed_profile"
+        fix = "write the figures, as in testbed_network: {rate_down: 5mbit}"
+        raise _Problem("testbed_network", f"testbed_network is profile, and {what}", fix)
+    return found["network"]
 
 
 def resolve_clients(
@@ -206,7 +221,7 @@ def _resolve(
                 "client": hostname if len(entries) == 1 else f"{hostname}-{index + 1}",
                 "cpus": merged.get("cpus"),
                 "memory": merged.get("memory"),
-                "settings": {key: merged[key] for key in _SETTINGS if key in merged},
+                "settings": {key: merged[key] for key in SETTINGS if key in merged},
             }
         )
     for limit in ("cpus", "memory") if len(clients) > 1 and not problems else ():
@@ -221,6 +236,12 @@ def _resolve(
                 )
             )
     return clients
+
+
+def memory_bytes(size: object) -> int | None:
+    """Return a size, as in 512m or 2g, in bytes (k, m, g are 1024-based, as Docker's), None when it is none."""
+    match = _MEMORY.fullmatch(str(size))
+    return int(float(match[1]) * _MEMORY_UNITS[match[2].lower()]) if match else None
 
 
 def client_number(key: str, value: Any) -> float | int:
@@ -269,7 +290,7 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
                 key: value for key, value in host["variables"].items() if not _template_in(key, value)
             }
             clients += _resolve(name, variables, variables["testbed_profiles"], variables["testbed_own_profiles"], own)
-            own += _check_network(variables["testbed_network"], name in groups.get("superlink", []))
+            own += _check_network(variables, name in groups.get("superlink", []))
         problems += [(name, problem) for problem in own]
     problems += _check_addresses(groups.get("testbed", []), hosts)
     problems += _check_unique(clients)
@@ -417,11 +438,11 @@ def _check_variables(
 
 def _check_type(name: str, value: Any, spec: Mapping[str, Any]) -> Iterator[_Problem]:
     """Yield what is wrong with a role's variable, by the role's specification. A template is left to Ansible."""
+    if _is_template(value) or name in _DATA:
+        return
     kind = spec.get("type", "str")
     kinds, expected = _KINDS[kind]
     fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    if _is_template(value) or name in _DATA:
-        return
     if not fits:
         yield _Problem(name, f"{name} cannot be {value!r}", f"write {expected}")
     elif value not in spec.get("choices", [value]):
@@ -434,13 +455,16 @@ def _check_type(name: str, value: Any, spec: Mapping[str, Any]) -> Iterator[_Pro
                 yield _Problem(f"{name}.{index}", problem.message, problem.hint)
 
 
-def _check_network(entry: Any, is_server: bool) -> Iterator[_Problem]:
+def _check_network(variables: Mapping[str, Any], is_server: bool) -> Iterator[_Problem]:
     """Yield what is wrong with a device's testbed_network."""
-    if not isinstance(entry, Mapping):
-        yield _Problem("testbed_network", f"testbed_network cannot be {entry!r}", "write it like {rate_down: 5mbit}")
+    profiles = [variables[name] for name in ("testbed_profiles", "testbed_own_profiles")]
+    known = {name: each for some in profiles if isinstance(some, Mapping) for name, each in some.items()}
+    try:
+        entry = device_network(variables["testbed_network"], variables["testbed_profile"], known)
+    except _Problem as problem:
+        yield problem
         return
-    for wrong in network.parse(entry)[1]:
-        yield _Problem(f"testbed_network.{wrong.key}", f"testbed_network: {wrong.what}", wrong.fix)
+    yield from _network_problems("testbed_network", entry)
     if entry and is_server:
         what = "testbed_network is of the server's own host, so what its clients say to the server never leaves it"
         yield _Problem("testbed_network", what, "set testbed_network: {} there")
@@ -459,7 +483,7 @@ def _is_subnet(value: Any) -> bool:
 
 _DATA = (
     *("testbed_clients", "testbed_client", "testbed_client_defaults", "testbed_profile"),
-    *("testbed_own_profiles", "testbed_profiles", "testbed_network"),
+    *("testbed_own_profiles", "testbed_population", "testbed_profiles", "testbed_network"),
 )
 """What is never templated."""
 _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
@@ -542,10 +566,21 @@ def _checked(at: str, entry: Any, problems: list[_Problem], known: tuple[str, ..
     for key, value in entry.items():
         if key not in known:
             what = f"{at} has an unknown key {key!r}"
-            problems.append(_Problem(f"{at}.{key}", what, nearest(str(key), CLIENT_KEYS)))
+            problems.append(_Problem(f"{at}.{key}", what, nearest(str(key), known)))
+        elif key == "speed" and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+            problems.append(_Problem(f"{at}.speed", f"speed cannot be {value!r}", "write a number above 0, as in 0.5"))
+        elif key == "network":
+            problems += _network_problems(f"{at}.network", value)
         elif key in CLIENT_KEYS and (number := _number(f"{at}.{key}", key, value, problems)) is not None:
             values[key] = number
     return values
+
+
+def _network_problems(at: str, entry: Any) -> list[_Problem]:
+    """Return what is wrong with the figures of a network."""
+    if not isinstance(entry, Mapping):
+        return [_Problem(at, f"{at} cannot be {entry!r}", "write it like {rate_down: 5mbit}")]
+    return [_Problem(f"{at}.{wrong.key}", f"{at}: {wrong.what}", wrong.fix) for wrong in network.parse(entry)[1]]
 
 
 def _number(at: str, key: str, value: Any, problems: list[_Problem]) -> float | int | None:
@@ -557,12 +592,14 @@ def _number(at: str, key: str, value: Any, problems: list[_Problem]) -> float | 
         "learning_rate": ("a number above 0, at most 10", float, 1e-12, 10),
         "local_epochs": ("a whole number from 1 to 1000", int, 1, 1000),
         "data_fraction": ("a number above 0, at most 1", float, 1e-12, 1),
+        "participation": ("a number above 0, at most 1", float, 1e-12, 1),
+        "deadline": ("a number of seconds above 0", float, 1e-3, 1e6),
     }
     expected, kind, least, most = rules[key]
     number: float | int | None = None
-    if key == "memory" and (match := _MEMORY.fullmatch(str(value))):
-        number = int(float(match[1]) * _MEMORY_UNITS[match[2].lower()])
-    elif key != "memory" and not isinstance(value, bool):
+    if key == "memory":
+        number = memory_bytes(value)
+    elif not isinstance(value, bool):
         try:
             number = kind(str(value))
         except ValueError:

@@ -1,17 +1,21 @@
-"""A new inventory folder: a copy of a built-in one, or made from answers."""
+"""A new inventory folder: a copy of a built-in one, drawn from a population, or made from answers."""
 
 import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fltestbed.errors import InventoryError
-from fltestbed.inventory import is_address, is_name
+from fltestbed.inventory import is_address, is_name, memory_bytes
 from fltestbed.paths import content_dir
+
+if TYPE_CHECKING:
+    from fltestbed.population import Device
 
 _LAB_SUBNET = "172.28.1."  # of inventories/virtual
 
@@ -37,20 +41,63 @@ def folder_for(name: str) -> Path:
     return folder
 
 
-def copy(name: str, template: str) -> Path:
+def templates() -> list[str]:
+    """Return the names of the built-in inventories, published ones last."""
+    root = content_dir() / "inventories"
+    names = [str(file.parent.relative_to(root)) for file in root.rglob("hosts.yml")]
+    return sorted(names, key=lambda name: ("/" in name, name))
+
+
+def is_virtual(template: str) -> bool:
+    """Return whether a built-in inventory is of virtual devices."""
+    return bool(_subnet(content_dir() / "inventories" / template))
+
+
+def copy(name: str, template: str, scale: float = 1.0) -> Path:
     """Write ./inventories/`name` as a copy of a built-in inventory; return the folder.
 
-    A virtual lab gets a subnet that no network of this machine and no inventory here has. Raises InventoryError.
+    A virtual lab gets a subnet that no network of this machine and no inventory here has, and `scale` times the cpus
+    and memory of its clients. Raises InventoryError.
     """
     source = content_dir() / "inventories" / template
-    subnet = next(_free_subnets()) if template == "virtual" else _LAB_SUBNET
+    start = _subnet(source)
+    subnet = next(_free_subnets()) if start else ""
     files = {
         str(file.relative_to(source)): file.read_text(encoding="utf-8")
-        .replace(_LAB_SUBNET, subnet)
+        .replace(start or _LAB_SUBNET, subnet or _LAB_SUBNET)
         .replace(f"-i {template}", f"-i {name}")
         for file in sorted(source.rglob("*.yml"))
     }
+    if scale != 1:
+        from fltestbed.population import scaled
+
+        head = "".join(re.findall(r"\A(?:#.*\n)*", files["hosts.yml"]))
+        head += f"#\n# cpus and memory: {scale:g} times those of {template}, and no less than a client needs.\n"
+        files["hosts.yml"] = _virtual_hosts(head, [scaled(each, scale) for each in _devices(source)], subnet)
     return _write(name, files)
+
+
+def populate(name: str, file: Path, scale: float = 1.0) -> Path:
+    """Write ./inventories/`name` with virtual devices drawn from the population of a file; return the folder.
+
+    What was drawn from is kept in the variable testbed_population, and goes into every run's lock. Raises
+    InventoryError.
+    """
+    import yaml
+
+    from fltestbed.population import draw, load
+
+    wanted = load(file)
+    devices = draw(wanted, scale)
+    record = wanted.model_dump(exclude_none=True) | {"scale": scale}
+    if clipped := {device.name: dict(device.clipped) for device in devices if device.clipped}:
+        record["clipped"] = clipped
+    subnet = next(_free_subnets())
+    common = (content_dir() / "inventories/virtual/group_vars/testbed.yml").read_text(encoding="utf-8")
+    head = f"# {len(devices)} virtual devices, drawn from {file.name} with the seed {wanted.seed}.\n"
+    kept = yaml.safe_dump({"testbed_population": record}, sort_keys=False, allow_unicode=True)
+    common = f"{common.replace(_LAB_SUBNET, subnet)}\n# What the devices were drawn from.\n{kept}"
+    return _write(name, {"hosts.yml": _virtual_hosts(head, devices, subnet), "group_vars/testbed.yml": common})
 
 
 def make(name: str, answers: Answers) -> Path:
@@ -87,6 +134,68 @@ def parse_devices(text: str, known: Mapping[str, str]) -> dict[str, str]:
             raise InventoryError(f"{word!r} has the name or the address of another host", "give each host its own")
         devices[name] = address
     return devices
+
+
+def _subnet(folder: Path) -> str:
+    """Return the first three numbers of a virtual lab's /24 network, nothing of another inventory."""
+    file = folder / "group_vars/testbed.yml"
+    found = (
+        re.search(r"^virtual_device_subnet: ((?:\d+\.){3})0/24$", file.read_text(encoding="utf-8"), re.M)
+        if file.exists()
+        else None
+    )
+    return found[1] if found else ""
+
+
+def _devices(folder: Path) -> list["Device"]:
+    """Return the devices of a built-in virtual lab, each with the one client that it has."""
+    import yaml
+
+    from fltestbed.population import Device
+
+    tree = yaml.safe_load((folder / "hosts.yml").read_text(encoding="utf-8"))["testbed"]["children"]["supernodes"]
+    devices = []
+    for name, host in tree["hosts"].items():
+        client = dict(host.get("testbed_client") or host["testbed_clients"][0])
+        devices.append(
+            Device(
+                name,
+                client.pop("cpus"),
+                client.pop("memory"),
+                host.get("testbed_profile", ""),
+                host.get("testbed_network", {}),
+                client,
+            )
+        )
+    return devices
+
+
+def _virtual_hosts(head: str, devices: Sequence["Device"], subnet: str) -> str:
+    """Return the hosts.yml of a virtual lab: a device is larger than its client by what runs beside it."""
+    lines = []
+    for number, device in enumerate(devices, start=21):
+        client = {"cpus": device.cpus, "memory": device.memory, **device.settings}
+        note = ", ".join(f"{figure} {value}" for figure, value in device.clipped.items())
+        lines += [
+            f"        {device.name}:" + (f"   # would have {note}: put to the bound" if note else ""),
+            f"          ansible_host: {subnet}{number}",
+            f"          virtual_device_cpus: {round(device.cpus + 0.1, 3):g}",
+            f"          virtual_device_memory: {(memory_bytes(device.memory) or 0) // 2**20 + 384}m",
+            *([f"          testbed_profile: {device.profile}"] if device.profile else []),
+            f"          testbed_client: {_flow(client)}",
+            *([f"          testbed_network: {_flow(device.network)}"] if device.network else []),
+        ]
+    return head + _VIRTUAL.format(subnet=subnet, devices="\n".join(lines))
+
+
+def _flow(entry: Mapping[str, object]) -> str:
+    return (
+        "{"
+        + ", ".join(
+            f"{key}: {value:g}" if isinstance(value, float) else f"{key}: {value}" for key, value in entry.items()
+        )
+        + "}"
+    )
 
 
 def _write(name: str, files: Mapping[str, str]) -> Path:
@@ -134,6 +243,23 @@ def _free_subnets() -> Iterator[str]:
             yield start
     raise InventoryError("no subnet of 172.28.0.0/16 is free for another virtual lab", "remove an inventory of one")
 
+
+_VIRTUAL = """\
+testbed:
+  children:
+    superlink:
+      hosts:
+        server:
+          ansible_host: {subnet}10
+          virtual_device_cpus: 1.5
+          virtual_device_memory: 2g
+    monitoring:
+      hosts:
+        server:
+    supernodes:
+      hosts:
+{devices}
+"""
 
 _HOSTS = """\
 # The testbed {name}: its server and its devices. Any device can say more: docs/reference-inventory.md lists what.

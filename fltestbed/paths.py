@@ -76,6 +76,8 @@ def find_inventory(name: str) -> Path:
         if folder.is_dir():
             return folder.resolve()
     known = {folder.name for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir()}
+    published = content_dir() / "inventories/published"
+    known = known - {"published"} | {f"published/{folder.name}" for folder in published.glob("*")}
     raise InventoryError(
         f"there is no inventory folder {name!r}", f"give a folder's path or a known name: {nearest(name, known)}"
     )

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from fltestbed import app as flower_app
-from fltestbed import datasets, experiment, partition
+from fltestbed import datasets, experiment, partition, rules
 from fltestbed.app import App, Value
 from fltestbed.errors import AppError, ExperimentError
 from fltestbed.experiment import Experiment
+from fltestbed.inventory import SETTINGS, Client
 from fltestbed.paths import cache_dir as default_cache_dir
 from fltestbed.paths import nearest
 
@@ -57,14 +58,20 @@ def resolve(file: Path | None, settings: Sequence[str], *, app: Path | None, con
     if wanted:
         datasets.require(wanted.data, cache_dir=default_cache_dir(), beside=file.parent if file else Path())
         _require_model(found, wanted)
+        if wanted.rules and not found.reports:
+            raise ExperimentError(
+                f"rules: {found.path} is not written for fltestbed, and takes no settings of a client",
+                "take the rules out, or read what is the client's in the app's own way: context.node_config",
+            )
     name = wanted.name if wanted else re.sub("[^a-z0-9]+", "-", found.name.lower()).strip("-")[:60]
     return Plan(name, file.parent if file else Path(), wanted, found, run_config)
 
 
-def prepare(plan: Plan, clients: Sequence[Mapping[str, str]], *, cache_dir: Path) -> dict[str, Any]:
+def prepare(plan: Plan, clients: Sequence[Client], *, cache_dir: Path, calibration: Path) -> dict[str, Any]:
     """Return what the Ansible module testbed_experiment returns; `changed` says whether shards had to be made.
 
-    `clients` have `device` and `client`, in the order of their partitions. Raises ExperimentError.
+    `clients` are in the order of their partitions; `calibration` is the file that rules may ask. Raises
+    ExperimentError.
     """
     if not clients:
         raise ExperimentError("the inventory has no clients", "add hosts to the group supernodes")
@@ -90,6 +97,8 @@ def prepare(plan: Plan, clients: Sequence[Mapping[str, str]], *, cache_dir: Path
     if wanted is None:
         return prepared
     wanted.require_clients(len(clients))
+    measured = rules.read(calibration)
+    rules.require(wanted, clients, measured)
     partitions, made = partition.ensure(
         datasets.source(wanted.data, cache_dir=cache_dir, beside=plan.folder),
         wanted.partitioner,
@@ -98,16 +107,36 @@ def prepare(plan: Plan, clients: Sequence[Mapping[str, str]], *, cache_dir: Path
         cache_dir=cache_dir,
     )
     test_set = partitions.test_set
+    resolved = rules.resolve(wanted, clients, [shard.examples for shard in partitions.shards], measured)
     return prepared | {
         "changed": made,
         "experiment": wanted.model_dump(),
         "partition_set": partitions.id,
         "partitions": [
-            {**client, "id": number, **vars(shard), "path": str(shard.path)}
-            for number, (client, shard) in enumerate(zip(clients, partitions.shards, strict=True))
+            {
+                "device": client["device"],
+                "client": client["client"],
+                "id": number,
+                **vars(shard),
+                "path": str(shard.path),
+                **own._asdict(),
+            }
+            for number, (client, shard, own) in enumerate(zip(clients, partitions.shards, resolved, strict=True))
         ],
         "test_set": {"path": str(test_set.path), "sha256": test_set.sha256, "examples": test_set.examples},
     }
+
+
+def client_rows(partitions: Sequence[Mapping[str, Any]], clients: Sequence[Client]) -> list[dict[str, Any]]:
+    """Return a row a client of what `prepare` found: its limits, its data, what it trains with, and by which rules."""
+    rows = []
+    for part, client in zip(partitions, clients, strict=True):
+        settings = {key: part["settings"].get(key) for key in SETTINGS}
+        limits = {key: client[key] for key in ("device", "client", "cpus", "memory")}
+        rows.append(
+            {**limits, "examples": part["examples"], **settings, "rules": ", ".join(map(str, part["rules"])) or None}
+        )
+    return rows
 
 
 def _find_app(name: str, folders: list[Path]) -> Path:

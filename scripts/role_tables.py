@@ -51,15 +51,26 @@ def variables(role: Path) -> str:
 def profiles() -> str:
     """Return the table of the device profiles."""
     known = read(ROOT / "roles/testbed/defaults/main/profiles.yml")["testbed_profiles"]
-    rows = [[f"`{name}`", str(each["cpus"]), str(each["memory"]), each["source"]] for name, each in known.items()]
-    return table(["profile", "cpus", "memory", "source of the figures"], rows)
+    keys = ("rate_up", "rate_down", "delay", "jitter", "loss")
+    rows = [
+        [
+            f"`{name}`",
+            str(each["cpus"]),
+            str(each["memory"]),
+            str(each.get("speed", "")),
+            *(each.get("network", {}).get(key, "") for key in keys),
+            each["source"],
+        ]
+        for name, each in known.items()
+    ]
+    return table(["profile", "cpus", "memory", "speed", *(key.replace("_", " ") for key in keys), "source"], rows)
 
 
 def pages() -> Iterator[tuple[Path, str, str]]:
     """Yield every page with the name of its block and what belongs there."""
     for role in sorted((ROOT / "roles").iterdir()):
         yield role / "README.md", "variables", variables(role)
-    yield ROOT / "docs/reference-inventory.md", "profiles", profiles()
+    yield ROOT / "docs/reference-profiles.md", "profiles", profiles()
 
 
 def with_block(path: Path, name: str, content: str) -> str:

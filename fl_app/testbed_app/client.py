@@ -1,5 +1,6 @@
 """The ClientApp: trains on the client's own shard and evaluates on its held-out part, in one message."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -28,12 +29,12 @@ class Settings:
     data_fraction: float
 
     @classmethod
-    def resolve(cls, node_config: Mapping[str, object], run_config: Mapping[str, object]) -> "Settings":
-        """Take each setting from the client's node config, else from the run. Raises AppError."""
+    def resolve(cls, own: Mapping[str, object], run_config: Mapping[str, object]) -> "Settings":
+        """Take each setting from the client's own, else from the run. Raises AppError."""
         values = {}
         for name, kind in cls.__annotations__.items():
             key = name.replace("_", "-")
-            value = node_config.get(key, run_config[key])
+            value = own.get(key, run_config[key])
             whole = kind is int
             if (
                 isinstance(value, bool)
@@ -58,7 +59,8 @@ def train(message: Message, context: Context) -> Message:
 
 def _train(content: RecordDict, context: Context) -> RecordDict:
     config, run_config = content.config_records["config"], context.run_config
-    settings = Settings.resolve(context.node_config, run_config)
+    own = {**context.node_config, **config}  # the message has what was resolved for this run
+    settings = Settings.resolve(own, run_config)
     shard = data.load(str(config["partition-sha256"]))
     threads = limits.threads()
     torch.set_num_threads(threads)
@@ -83,12 +85,13 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
         momentum=momentum,
         optimizer=str(run_config["optimizer"]),
         proximal_mu=float(cast(float, config.get("proximal-mu", 0.0))),
+        seconds=float(cast(float, own.get("deadline", math.inf))),
         rng=rng,
     )
     train_seconds = time.monotonic() - began
     loss, accuracy = models.evaluate(model, shard["held_out_inputs"], shard["held_out_labels"])
     figures = {
-        "num-examples": examples,
+        "num-examples": trained.examples,
         "train-seconds": train_seconds,
         "train-loss": trained.loss,
         "rms-loss": trained.rms_loss,

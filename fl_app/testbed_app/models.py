@@ -1,6 +1,7 @@
 """How a model is made, trained and evaluated. The models themselves are in `nets`."""
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -28,6 +29,7 @@ class Trained:
     loss: float  # the mean
     rms_loss: float  # the root of the mean square
     steps: int  # of the optimizer, in all epochs
+    examples: int  # that were trained on once at least
 
 
 def names() -> list[str]:
@@ -66,12 +68,13 @@ def train(
     momentum: float = 0.0,
     optimizer: str = "sgd",
     proximal_mu: float = 0.0,
+    seconds: float = math.inf,
     rng: np.random.Generator,
 ) -> Trained:
     """Train with SGD and momentum, or with Adam, which has no use for `momentum`. Raises AppError for another.
 
     With `proximal_mu`, mu / 2 times the squared distance from the weights at the beginning is added to the loss (Li et
-    al., Federated Optimization in Heterogeneous Networks, MLSys 2020).
+    al., Federated Optimization in Heterogeneous Networks, MLSys 2020). After `seconds` no further step is begun.
     """
     if optimizer not in OPTIMIZERS:
         raise AppError(f"there is no optimizer {optimizer!r}; the app has {', '.join(OPTIMIZERS)}")
@@ -80,10 +83,13 @@ def train(
     step = OPTIMIZERS[optimizer](parameters, learning_rate, momentum)
     torch.manual_seed(int(rng.integers(2**63)))  # what dropout draws from
     examples, targets = torch.from_numpy(inputs), torch.from_numpy(labels)
-    total, squares, steps = 0.0, 0.0, 0
+    end = time.monotonic() + seconds
+    total, squares, seen, steps = 0.0, 0.0, 0, 0
     model.train()
-    for _ in range(epochs):
-        total, squares = 0.0, 0.0
+    for epoch in range(epochs):
+        if epoch and time.monotonic() >= end:
+            break
+        total, squares, seen = 0.0, 0.0, 0
         for batch in torch.split(torch.from_numpy(rng.permutation(len(labels))), batch_size):
             losses = cross_entropy(model(_prepared(examples[batch])), targets[batch], reduction="none")
             gradients = torch.autograd.grad(losses.mean(), parameters)
@@ -93,8 +99,11 @@ def train(
                 step(gradients)
             total += losses.sum().item()
             squares += losses.square().sum().item()
+            seen += len(batch)
             steps += 1
-    return Trained(total / len(labels), math.sqrt(squares / len(labels)), steps)
+            if time.monotonic() >= end:
+                break
+    return Trained(total / seen, math.sqrt(squares / seen), steps, min(len(labels), steps * batch_size))
 
 
 def _sgd(parameters: Sequence[Tensor], learning_rate: float, momentum: float) -> Step:

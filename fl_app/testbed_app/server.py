@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
@@ -162,7 +163,7 @@ class Rounds:
 
     def _send(self, number: int, arrays: ArrayRecord, nodes: list[Node]) -> dict[str, Node]:
         """Let the strategy choose clients and send them the arrays. Return the nodes by the id of their message."""
-        nodes = self._free(nodes)
+        nodes = self._taking_part(number, self._free(nodes))
         candidates = cast(Grid, strategies.Candidates(node.node_id for node in nodes))
         self._strategy.min_train_nodes = min(self._least, len(nodes))
         messages = list(self._strategy.configure_train(number, arrays, ConfigRecord(), candidates))
@@ -171,8 +172,10 @@ class Rounds:
         for message, node in zip(messages, chosen, strict=True):
             message.metadata.ttl = self._experiment["round_timeout"]
             message.metadata.group_id = str(number)  # Flower's logs name the round by it
-            sha256 = self._clients[node.client]["partition"]["sha256"]
-            config = ConfigRecord({**message.content.config_records["config"], "partition-sha256": sha256})
+            client = self._clients[node.client]
+            settings = {key.replace("_", "-"): value for key, value in client["settings"].items()}
+            sha256 = client["partition"]["sha256"]
+            config = ConfigRecord({**message.content.config_records["config"], **settings, "partition-sha256": sha256})
             message.content = RecordDict({**message.content, "config": config})
         ids = list(self._grid.push_messages(messages))
         if len(ids) != len(chosen) or not all(ids):
@@ -215,6 +218,15 @@ class Rounds:
             if free := [node for node in nodes if node not in busy]:
                 return free
             time.sleep(POLL_SECONDS)
+
+    def _taking_part(self, number: int, nodes: list[Node]) -> list[Node]:
+        """Return the nodes that are to be chosen from in a round, each by its own chance, and one of them at least."""
+        order = list(self._clients)
+        luck = {}
+        for node in nodes:
+            draw = np.random.default_rng([self._experiment["seed"], number, order.index(node.client)]).random()
+            luck[node] = draw / self._clients[node.client]["settings"].get("participation", 1.0)
+        return [node for node in nodes if luck[node] < 1] or [min(nodes, key=lambda node: luck[node])]
 
     def _wait(self, wanted: int) -> list[Node]:
         """Return the clients that are online as soon as they are `wanted` many. Raises AppError after client_wait."""

@@ -2,47 +2,67 @@
 
 import sys
 from collections.abc import Callable
-from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
+from click import Choice
 
 from fltestbed.errors import Cancelled, InventoryError
-from fltestbed.inventory import is_address, is_user, load, profiles
-from fltestbed.new_inventory import Answers, copy, folder_for, make, parse_devices
+from fltestbed.inventory import Testbed, is_address, is_user, load, profiles
+from fltestbed.new_inventory import Answers, copy, folder_for, is_virtual, make, parse_devices, populate, templates
 from fltestbed.paths import nearest
 
 T = TypeVar("T")
 
 
-class Template(StrEnum):
-    """A built-in inventory to begin with."""
-
-    virtual = "virtual"
-    single_host = "single-host"
-    raspberry_pi = "raspberry-pi"
-
-
 def init(
     name: Annotated[str, typer.Argument(show_default=False)],
     template: Annotated[
-        Template | None,
-        typer.Option("--from", show_default=False, help="The built-in inventory to copy; without it, you are asked."),
+        str | None,
+        typer.Option(
+            "--from",
+            click_type=Choice(templates()),
+            show_default=False,
+            help="The built-in inventory to copy; without it, you are asked.",
+        ),
     ] = None,
+    population: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", show_default=False, help="Draw virtual devices from the distributions in FILE."),
+    ] = None,
+    scale: Annotated[
+        float, typer.Option(min=0.01, max=100, help="So many times the cpus and the memory of virtual devices.")
+    ] = 1.0,
 ) -> None:
     """Write ./inventories/NAME, an inventory to edit."""
     folder_for(name)
-    if template is None and not sys.stdin.isatty():
+    if not (template or population or sys.stdin.isatty()):
         raise typer.BadParameter(
-            f"there is no terminal to ask on; give one of {', '.join(Template)}", param_hint="--from"
+            f"there is no terminal to ask on; give one of {', '.join(templates())}", param_hint="--from"
         )
-    folder = copy(name, template.value) if template else make(name, _ask())
+    if template and population:
+        raise typer.BadParameter("a population is of virtual devices of its own", param_hint="--from")
+    virtual = bool(population) or (template is not None and is_virtual(template))
+    if scale != 1 and not virtual:
+        raise typer.BadParameter("only virtual devices can be scaled", param_hint="--scale")
+    if population:
+        folder = populate(name, population, scale)
+    else:
+        folder = copy(name, template, scale) if template else make(name, _ask())
     testbed = load(folder)
     print(f"{folder}: hosts {len(testbed.hosts)}, clients {len(testbed.clients)}")
-    steps = ["lab up"] if template is Template.virtual else []
-    print("edit it if need be, then:" if template else "then:")
-    for step in [*steps, "check", "up", "run fashion-mnist-cnn"]:
+    if virtual:
+        print(_sum(testbed))
+    print("edit it if need be, then:" if template or population else "then:")
+    for step in [*(["lab up"] if virtual else []), "check", "up", "run fashion-mnist-cnn"]:
         print(f"  fltestbed {step} -i {name}")
+
+
+def _sum(testbed: Testbed) -> str:
+    cpus = sum(client["cpus"] or 0 for client in testbed.clients)
+    memory = sum(client["memory"] or 0 for client in testbed.clients) / 2**30
+    return f"the clients have {cpus:g} cpus and {memory:.1f}g of memory together"
 
 
 def _ask() -> Answers:
@@ -53,7 +73,7 @@ def _ask() -> Answers:
         devices = _prompt(
             "devices, as in pi-1=192.0.2.21 pi-2=192.0.2.22", "", lambda text: parse_devices(text, {"server": server})
         )
-        known, profile = profiles(), "rpi4"
+        known, profile = list(profiles()), "rpi4"
         chosen = {}
         for name, address in devices.items():
             profile = _prompt(f"profile of {name} ({', '.join(known)})", profile, lambda text: _one_of(text, known))

@@ -1,30 +1,44 @@
 """fltestbed plan."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from fltestbed.cli._options import DEFAULT_INVENTORY, AskBecomePass, Format, Inventory, Limit, OutputFormat, Verbose
 from fltestbed.cli._render import show
 from fltestbed.cli._verbs import Options, ask_password, play
-from fltestbed.inventory import load
-from fltestbed.paths import find_inventory
+from fltestbed.cli.run import absolute
+from fltestbed.inventory import Testbed, load
+from fltestbed.paths import cache_dir, content_dir, find_experiment, find_inventory
 from fltestbed.runner import Event, RunResult
 
 _MARKS = {"create": "+", "recreate": "~", "start": "~", "remove": "-"}
 
 
 def plan(
+    experiment: Annotated[str, typer.Argument(show_default=False)] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A value for EXPERIMENT, as in rounds=2. May be repeated."),
+    ] = None,
     inventory: Inventory = DEFAULT_INVENTORY,
     limit: Limit = "",
     verbose: Verbose = 0,
     ask_become_pass: AskBecomePass = False,
     output: OutputFormat = Format.table,
 ) -> None:
-    """Say what `up` would do, host by host, and change nothing.
+    """Say what `up` would do, host by host, and change nothing. With EXPERIMENT: what its clients would train with.
 
     Of each host: why anything is to do, the packages, the files with their differences, the images and the containers.
+    With EXPERIMENT, no host is asked: of each client its limits, its examples, its settings, and which rules set them.
     """
     testbed = load(find_inventory(inventory))
+    if experiment:
+        show({"clients": _of_clients(testbed, experiment, settings or [])}, output)
+        return
+    if settings:
+        raise typer.BadParameter("there is no EXPERIMENT to set it of", param_hint="--set")
     packages: dict[str, list[str]] = {}
 
     def note(event: Event) -> str:
@@ -44,6 +58,17 @@ def plan(
     else:
         print(explain(steps))
     result.require_success()
+
+
+def _of_clients(testbed: Testbed, experiment: str, settings: Sequence[str]) -> list[dict[str, Any]]:
+    from fltestbed.plan import client_rows, prepare, resolve
+    from fltestbed.rules import calibration_file
+
+    wanted = resolve(
+        find_experiment(experiment), [absolute(setting) for setting in settings], app=None, content_dir=content_dir()
+    )
+    prepared = prepare(wanted, testbed.clients, cache_dir=cache_dir(), calibration=calibration_file(testbed.name))
+    return client_rows(prepared["partitions"], testbed.clients)
 
 
 def steps_of(result: RunResult, packages: Mapping[str, Sequence[str]]) -> dict[str, list[dict[str, Any]]]:

@@ -18,7 +18,7 @@ from fltestbed.cli._options import (
     OutputFormat,
     Verbose,
 )
-from fltestbed.cli._render import Rows, cell, show
+from fltestbed.cli._render import Rows, cell, show, table
 from fltestbed.cli._verbs import Options, alone, ask_password, play
 from fltestbed.errors import Cancelled, ExperimentError, FltestbedError, RunFailed
 from fltestbed.inventory import Testbed, load
@@ -71,6 +71,7 @@ def run(
 
     EXPERIMENT is a file, or the name of one in ./experiments or of a built-in one. An app of your own goes without.
     """
+    from fltestbed import rules
     from fltestbed.plan import resolve
 
     settings = [absolute(setting) for setting in settings or []]
@@ -79,6 +80,7 @@ def run(
     plan = resolve(file, settings, app=app, content_dir=content_dir())
     if plan.experiment:
         plan.experiment.require_clients(len(testbed.clients))
+        rules.require(plan.experiment, testbed.clients, rules.read(rules.calibration_file(testbed.name)))
         if plan.experiment.sweep or plan.experiment.repeats > 1:
             raise ExperimentError(
                 f"{file}: is of many runs, as it has sweep or repeats",
@@ -111,18 +113,26 @@ def train(
         "run_name": run_name,
         "runs_dir": str(runs_dir()),
     }
-    rounds = plan.experiment.rounds if plan.experiment else 0
-    _train(testbed, options, extra_vars, rounds=rounds, output=output)
+    _train(testbed, options, extra_vars, plan, output=output)
     return runs_dir() / run_name
 
 
 def _train(
-    testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], *, rounds: int, output: Format | None
+    testbed: Testbed, options: Options, extra_vars: Mapping[str, Any], plan: "Plan", *, output: Format | None
 ) -> None:
     """Run the experiment; show what came back, whatever became of it."""
     folder = Path(extra_vars["runs_dir"]) / extra_vars["run_name"]
+    rounds = plan.experiment.rounds if plan.experiment else 0
+
+    def line(event: Event) -> str:
+        if plan.experiment and plan.experiment.rules and event.module == "testbed_experiment" and event.kind == "ok":
+            from fltestbed.plan import client_rows
+
+            return "\n" + table(client_rows(event.result["partitions"], testbed.clients)) + "\n"
+        return news(event, rounds)
+
     try:
-        result = play("run", testbed.path, options, extra_vars, lambda event: news(event, rounds))
+        result = play("run", testbed.path, options, extra_vars, line)
     except Cancelled:
         _stop(testbed, options, extra_vars, folder)
     if folder.is_dir():

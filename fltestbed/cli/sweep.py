@@ -37,6 +37,7 @@ def sweep(
     What is finished already is not run again. A run that fails does not keep the others from running.
     """
     from fltestbed import compare as comparison
+    from fltestbed import rules
     from fltestbed.experiment import load as read
     from fltestbed.experiment import split
     from fltestbed.plan import resolve
@@ -50,6 +51,7 @@ def sweep(
         own = [*given, *point.settings]
         wanted = read(found, split(own)[0])
         wanted.require_clients(len(testbed.clients))
+        rules.require(wanted, testbed.clients, rules.read(rules.calibration_file(testbed.name)))
         todo.append((point, own, wanted, resolve(found, own, app=None, content_dir=content_dir())))
 
     options = Options(verbose=verbose, become_password=ask_password(ask_become_pass))

@@ -14,7 +14,7 @@ from packaging.utils import canonicalize_name
 
 from fltestbed import app, conditions, network
 from fltestbed.errors import FltestbedError
-from fltestbed.inventory import resolve_clients
+from fltestbed.inventory import device_network, resolve_clients
 
 
 def testbed_clients(
@@ -63,6 +63,7 @@ def run_plan(prepared: Mapping[str, Any], name: str) -> dict[str, Any]:
                 "device": part["device"],
                 "client": part["client"],
                 "partition": {key: part[key] for key in ("id", "sha256", "examples", "held_out", "labels")},
+                "settings": part["settings"],
             }
             for part in prepared["partitions"]
         ],
@@ -219,8 +220,14 @@ def condition_numbers(parameters: Mapping[str, Any], kind: str) -> dict[str, flo
         raise AnsibleFilterError(str(error)) from error
 
 
-def network_numbers(entry: Mapping[str, Any]) -> dict[str, float]:
-    """Return a testbed_network without units, as testbed_conditions takes it."""
+def network_numbers(
+    entry: Any, profile: str, profiles: Mapping[str, Any], own_profiles: Mapping[str, Any]
+) -> dict[str, float]:
+    """Return a testbed_network, its profile's if it says so, without units, as testbed_conditions takes it."""
+    try:
+        entry = device_network(entry, profile, {**profiles, **own_profiles})
+    except FltestbedError as error:
+        raise AnsibleFilterError(str(error)) from error
     numbers, wrong = network.parse(entry)
     if wrong:
         raise AnsibleFilterError(f"testbed_network: {wrong[0].what}; {wrong[0].fix}")

@@ -38,6 +38,20 @@ options:
         description: Name of the client, unique in the testbed.
         type: str
         required: true
+      cpus:
+        description: Its limit in cores, if it has one.
+        type: float
+      memory:
+        description: Its limit in bytes, if it has one.
+        type: int
+      settings:
+        description: What the inventory says of its training.
+        type: dict
+        default: {}
+  calibration:
+    description: The file of what was measured of the clients, which need not be there unless a rule asks for it.
+    type: path
+    required: true
   cache_dir:
     description: The controller's cache.
     type: path
@@ -55,9 +69,10 @@ EXAMPLES = r"""
     experiment: /home/me/lab/experiments/fashion-mnist-cnn.yml
     settings: [rounds=2, train.batch_size=16]
     clients:
-      - {device: pi-1, client: pi-1}
+      - {device: pi-1, client: pi-1, memory: 671088640, settings: {batch_size: 16}}
       - {device: laptop-1, client: laptop-1-1}
       - {device: laptop-1, client: laptop-1-2}
+    calibration: /home/me/lab/.fltestbed/lab/calibration.json
     cache_dir: /home/me/.cache/fltestbed
     content_dir: /home/me/lab
   delegate_to: localhost
@@ -95,6 +110,8 @@ partitions:
     examples: {description: Number of examples to train on., type: int}
     held_out: {description: Number of examples that are only evaluated on., type: int}
     labels: {description: Number of examples of each label., type: list, elements: int}
+    settings: {description: What the client trains with., type: dict}
+    rules: {description: "The numbers, from 1, of the rules that had a say in it.", type: list, elements: int}
 test_set:
   description: The server's test set, with C(path), C(sha256) and C(examples); null without an experiment.
   returned: success
@@ -130,8 +147,12 @@ def main():
                 "options": {
                     "device": {"type": "str", "required": True},
                     "client": {"type": "str", "required": True},
+                    "cpus": {"type": "float"},
+                    "memory": {"type": "int"},
+                    "settings": {"type": "dict", "default": {}},
                 },
             },
+            "calibration": {"type": "path", "required": True},
             "cache_dir": {"type": "path", "required": True},
             "content_dir": {"type": "path", "required": True},
         },
@@ -154,7 +175,12 @@ def main():
             app=Path(given["app"]) if given["app"] else None,
             content_dir=Path(given["content_dir"]),
         )
-        prepared = plan.prepare(wanted, given["clients"], cache_dir=Path(given["cache_dir"]))
+        prepared = plan.prepare(
+            wanted,
+            given["clients"],
+            cache_dir=Path(given["cache_dir"]),
+            calibration=Path(given["calibration"]),
+        )
     except (AppError, ExperimentError) as error:
         module.fail_json(msg=f"{error.message}\n{error.hint}", hint=error.hint)
     module.exit_json(**prepared)

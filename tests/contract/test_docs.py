@@ -18,8 +18,20 @@ import yaml
 from pydantic import BaseModel
 
 from fltestbed.cli import app
-from fltestbed.experiment import KNOWN, Experiment, Partitioner, Strategy, _keys
+from fltestbed.experiment import (
+    KNOWN,
+    Balance,
+    Capability,
+    Experiment,
+    Partitioner,
+    Rule,
+    Settings,
+    Strategy,
+    When,
+    _keys,
+)
 from fltestbed.inventory import CLIENT_KEYS
+from fltestbed.population import Distribution, Population
 
 ROOT = Path(__file__).parents[2]
 SKIPPED = {".git", ".venv", ".fltestbed", "runs", "dist", "__pycache__", ".ansible"}
@@ -34,7 +46,7 @@ def project_files() -> Iterator[Path]:
 
 PAGES = sorted(path for path in project_files() if path.suffix == ".md")
 PLAYBOOKS = sorted((ROOT / "playbooks").glob("*.yml"))
-INVENTORIES = sorted((ROOT / "inventories").iterdir())
+INVENTORIES = sorted(file.parent for file in (ROOT / "inventories").rglob("hosts.yml"))
 
 
 def relative(path: Path) -> str:
@@ -172,7 +184,7 @@ def test_every_client_key_of_the_inventory_is_explained() -> None:
 
 
 def test_every_key_of_an_experiment_is_explained_with_its_default() -> None:
-    page = (ROOT / "docs/how-to-write-an-experiment.md").read_text(encoding="utf-8")
+    page = (ROOT / "docs/how-to-write-an-experiment.md").read_text(encoding="utf-8").partition("\n## ")[0]
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", page, re.MULTILINE))
     containers = {name for name, field in Experiment.model_fields.items() if isinstance(field.default, BaseModel)}
     elsewhere = {f"partitioner.{key}" for kind in kinds(Partitioner) for key in kind.model_fields} | {
@@ -219,6 +231,32 @@ def test_every_argument_is_explained_with_its_default(heading: str, union: Any) 
         }
         for kind in kinds(union)
     }
+
+
+def test_every_key_of_a_rule_is_explained() -> None:
+    page = (ROOT / "docs/how-to-write-an-experiment.md").read_text(encoding="utf-8")
+    text = page.partition("\n## Rules\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `([a-z_]+)` \|", text, re.MULTILINE)) == set(Rule.model_fields)
+    for key in (*When.model_fields, *Settings.model_fields, *Balance.model_fields, *get_args(Capability)):
+        assert f"`{key}`" in text, key
+
+
+def test_every_key_of_a_population_is_explained() -> None:
+    assert names("reference-profiles.md", "Populations") == {
+        *Population.model_fields,
+        *(get_args(kind.model_fields["name"].annotation)[0] for kind in kinds(Distribution)),
+    }
+    text = (ROOT / "docs/reference-profiles.md").read_text(encoding="utf-8")
+    for kind in kinds(Distribution):
+        name = get_args(kind.model_fields["name"].annotation)[0]
+        row = re.search(rf"^\| `{name}` \| (.*?) \|", text, re.MULTILINE)
+        assert row
+        assert set(re.findall(r"`([a-z]+)`", row[1])) == set(kind.model_fields) - {"name"}
+
+
+def test_every_published_testbed_is_explained() -> None:
+    published = {str(path.relative_to(ROOT / "inventories")) for path in INVENTORIES if "published" in path.parts}
+    assert names("reference-profiles.md", "Published testbeds") == published
 
 
 def test_every_shipped_experiment_is_explained() -> None:

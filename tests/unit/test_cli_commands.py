@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_dataset import write_idx
 
 from fltestbed.paths import content_dir
 
@@ -332,6 +333,48 @@ def test_run_shows_rounds_clients_and_where_the_results_are(cli: Cli) -> None:
     assert f"results: {folder}" in err
     assert f"report: {folder}/report/report.html" in err
     assert (folder / "report" / "report.html").exists()
+
+
+RULES = "rules=[{scale: {local_epochs: cpus}}]"
+
+
+def sized(cpus: float) -> dict[str, Any]:
+    return {"testbed_client": {"cpus": cpus, "memory": "1g"}}
+
+
+def test_plan_of_an_experiment_shows_what_clients_would_train_with(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    write_idx(tmp_path / "fltestbed/data/fashion-mnist", train=1000, test=50)
+    children = {
+        "superlink": {"hosts": {"server": None}},
+        "supernodes": {"hosts": {"pi-1": sized(0.5), "pi-2": sized(2)}},
+    }
+    cli.inventory({"testbed": {"children": children}})
+    code, out, err = cli("plan", "tiny", "--set", RULES, "--set", "train.local_epochs=4")
+    assert (code, err) == (0, "")
+    assert [line.split() for line in out.splitlines()[2:]] == [
+        ["pi-1", "pi-1", "0.5", "1024m", "400", "32", "0.05", "1", "1", "1", "-", "1"],
+        ["pi-2", "pi-2", "2", "1024m", "400", "32", "0.05", "4", "1", "1", "-", "1"],
+    ]
+    code, _, err = cli("plan", "tiny", "--set", "rules=[{fit_memory: 0.9}]")
+    assert code == 3
+    assert "needs figures of pi-1 that were not measured\nhint: fltestbed calibrate" in err
+    assert cli("plan", "--set", "rounds=1")[0] == 2
+
+
+def test_run_shows_what_rules_set_before_a_client_trains(cli: Cli) -> None:
+    cli.module("testbed_run", RUN)
+    part = {"examples": 9, "settings": {"batch_size": 8}, "rules": [1]}
+    cli.module("testbed_experiment", f"result = {{'partitions': [{part}, {part}]}}")
+    cli.playbook("run", {"testbed_experiment": {"a": ""}, "name": "Resolve"}, training(1, 2), hosts="superlink")
+    code, _, err = cli("run", "tiny", "--set", "rules=[{set: {batch_size: 8}}]")
+    assert code == 0, err
+    assert err.index("pi-1    pi-1    -     -              9           8") < err.index("round 1/2")
+    code, _, err = cli("run", "tiny", "--set", "rules=[{balance: {round_seconds: 8}}]")
+    assert code == 3
+    assert "needs figures of pi-1" in err and "log: " not in err
 
 
 def test_run_passes_settings_on_and_prints_json(cli: Cli) -> None:

@@ -42,8 +42,11 @@ def test_a_copy_is_a_testbed_and_says_what_comes_next(tmp_path: Path) -> None:
     [
         (["My Lab", "--from", "virtual"], 3, "a testbed cannot be called 'My Lab'"),
         (["../lab", "--from", "virtual"], 3, "a testbed cannot be called '../lab'"),
-        (["lab"], 2, "give one of virtual, single-host, raspberry-pi"),
+        (["lab"], 2, "give one of raspberry-pi, single-host, virtual, published/f"),
         (["lab", "--from", "moon"], 2, "'moon'"),
+        (["lab", "--from", "raspberry-pi", "--scale", "0.5"], 2, "only virtual devices can be scaled"),
+        (["lab", "--from", "virtual", "--population", "p.yml"], 2, "a population is of virtual devices of its own"),
+        (["lab", "--population", "p.yml"], 3, "p.yml: cannot be read"),
     ],
 )
 def test_what_cannot_be_is_refused(arguments: list[str], code: int, says: str, tmp_path: Path) -> None:
@@ -66,6 +69,35 @@ def test_virtual_labs_have_subnets_of_their_own_and_their_own_keys(tmp_path: Pat
             assert str(key.with_name("known_hosts")) in host.connection["ansible_ssh_common_args"]
     assert len(subnets) == 2
     assert "172.28.1" not in subnets
+
+
+@pytest.mark.parametrize(
+    ("template", "scale", "limits"),
+    [
+        (
+            "published/flower-docker-heterogeneity",
+            0.25,
+            [(1, 768, 32, 0.001), (0.25, 1536, 256, 0.05), (0.75, 1024, 64, 0.02), (0.625, 1280, 128, 0.09)],
+        ),
+        ("published/fltk", 0.5, [(1, 1024), (1, 1024), (0.5, 512), (0.5, 512), (0.25, 512), (0.25, 512)]),
+        ("virtual", 0.1, [(0.1, 512, 16, 0.02), (0.1, 512, 32, 0.02), (0.12, 512, 64, 0.03)]),
+    ],
+)
+def test_a_virtual_lab_can_be_scaled(
+    template: str, scale: float, limits: list[tuple[float, ...]], tmp_path: Path
+) -> None:
+    done = init("small", "--from", template, "--scale", str(scale))
+    assert done.returncode == 0, done.stderr
+    testbed = inventory.load(tmp_path / "inventories/small")
+    found = [
+        (client["cpus"], client["memory"] // 2**20, *list(client["settings"].values())[:2])
+        for client in testbed.clients
+    ]
+    assert found == limits
+    assert f"the clients have {sum(each[0] for each in limits):g} cpus" in done.stdout
+    assert "fltestbed lab up -i small" in done.stdout
+    text = (tmp_path / "inventories/small/hosts.yml").read_text()
+    assert text.startswith("#") and f"{scale:g} times those of {template}" in text
 
 
 def test_an_interrupted_copy_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

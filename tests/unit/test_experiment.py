@@ -128,6 +128,7 @@ def run_module(cache_dir: Path, **arguments: Any) -> dict[str, Any]:
         "clients": [{"device": "pi-1", "client": "pi-1-1"}, {"device": "pi-1", "client": "pi-1-2"}],
         "cache_dir": str(cache_dir),
         "content_dir": str(ROOT),
+        "calibration": str(cache_dir / "calibration.json"),
         **arguments,
     }
     done = subprocess.run(
@@ -157,6 +158,40 @@ def test_the_module_returns_a_plan_and_changes_nothing_the_second_time(tmp_path:
     second = run_module(tmp_path, settings=["rounds=2"])
     assert not second["changed"]
     assert second["partitions"] == first["partitions"]
+
+
+def test_the_module_applies_the_rules_to_what_ansible_knows_of_the_clients(tmp_path: Path) -> None:
+    write_idx(tmp_path / "data/fashion-mnist", train=1000, test=50)
+    clients = [
+        {"device": "pi-1", "client": "pi-1", "cpus": 0.5, "memory": 2**29, "settings": {"batch_size": 4}},
+        {"device": "pi-2", "client": "pi-2", "cpus": 2, "memory": 2**30},
+    ]
+    text = ["rules=[{when: {memory_below: 1g}, set: {deadline: 9}}, {balance: {round_seconds: 2}}]"]
+    refused = run_module(tmp_path, clients=clients, settings=text)
+    assert refused["msg"] == (
+        "rules: rule 2 needs figures of pi-1 that were not measured\nfltestbed calibrate measures the clients"
+    )
+    measured = {
+        each["client"]: {
+            "samples_per_second": 50,
+            "batch_size": 8,
+            "model": "cnn",
+            "cpus": each["cpus"],
+            "memory": each["memory"],
+        }
+        for each in clients
+    }
+    (tmp_path / "calibration.json").write_text(json.dumps(measured))
+    parts = run_module(tmp_path, clients=clients, settings=text)["partitions"]
+    assert [part["rules"] for part in parts] == [[1, 2], [2]]
+    assert [(part["settings"]["batch_size"], part["settings"].get("deadline")) for part in parts] == [
+        (4, 9.0),
+        (32, None),
+    ]
+    for part in parts:
+        assert part["settings"]["data_fraction"] * part["settings"]["local_epochs"] * part["examples"] == pytest.approx(
+            100
+        )
 
 
 @pytest.mark.parametrize(

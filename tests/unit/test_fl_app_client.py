@@ -2,6 +2,7 @@
 
 import hashlib
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,14 @@ def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return sha256
 
 
-def ask(sha256: str, number: int = 1, **node_config: Any) -> Message:
+def ask(sha256: str, number: int = 1, message: Mapping[str, Any] | None = None, **node_config: Any) -> Message:
     """Send the ClientApp a train message and return its reply."""
     arrays = ArrayRecord(models.create("cnn", 42, (1, 28, 28), 10).state_dict())
-    config = ConfigRecord({"server-round": number, "partition-sha256": sha256})
-    message = Message(RecordDict({"arrays": arrays, "config": config}), dst_node_id=5, message_type="train")
+    config = ConfigRecord({"server-round": number, "partition-sha256": sha256, **(message or {})})
+    asked = Message(RecordDict({"arrays": arrays, "config": config}), dst_node_id=5, message_type="train")
     node = {"device": "pi-1", "client": "pi-1-2", "partition-id": 1, "num-partitions": 2}
     node |= {name.replace("_", "-"): value for name, value in node_config.items()}
-    return client.app(message, Context(1, 5, node, RecordDict(), RUN_CONFIG))
+    return client.app(asked, Context(1, 5, node, RecordDict(), RUN_CONFIG))
 
 
 def test_a_reply_has_the_trained_arrays_and_the_figures(shard: str) -> None:
@@ -87,6 +88,22 @@ def test_the_same_round_trains_the_same_and_another_differs(shard: str) -> None:
 
     assert loss(1) == loss(1)
     assert loss(1) != loss(2)
+
+
+def test_what_the_message_says_goes_before_the_clients_own(shard: str) -> None:
+    figures = ask(shard, batch_size=16, message={"batch-size": 8, "local-epochs": 2}).content.metric_records["metrics"]
+    assert (figures["batch-size"], figures["local-epochs"]) == (8, 2)
+
+
+def test_no_step_is_begun_after_the_deadline(shard: str) -> None:
+    """The first step is always done: 16 of the 400 examples, and none of the second epoch."""
+    figures = ask(shard, batch_size=16, local_epochs=2, data_fraction=1.0, deadline=1e-9).content.metric_records[
+        "metrics"
+    ]
+    assert (figures["steps"], figures["num-examples"]) == (1, 16)
+    assert figures["train-loss"] > 0
+    figures = ask(shard, batch_size=16, data_fraction=1.0, deadline=600.0).content.metric_records["metrics"]
+    assert (figures["steps"], figures["num-examples"]) == (25, 400)
 
 
 def test_evaluation_counts_every_example() -> None:

@@ -148,7 +148,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             held_out_labels=labels[held_out],
         )
         partition = {"id": number, "sha256": sha256, "examples": 200}
-        clients.append({"device": name, "client": name, "partition": partition})
+        clients.append({"device": name, "client": name, "partition": partition, "settings": {}})
     images, labels = images_and_labels(300, seed=9)
     plan = {
         "run": "r1",
@@ -332,6 +332,33 @@ def test_a_share_of_the_clients_is_the_same_for_the_same_seed(folder: Path) -> N
     (folder / "clients.jsonl").unlink()
     lead(LocalGrid())
     assert [row["client"] for row in rows(folder, "clients")] == chosen
+
+
+def test_a_client_takes_part_in_its_share_of_the_rounds_and_trains_as_the_plan_says(folder: Path) -> None:
+    plan = json.loads((folder / "experiment.json").read_text())
+    plan["clients"][0]["settings"] = {"batch_size": 64, "participation": 1.0}
+    plan["clients"][1]["settings"] = {"learning_rate": 0.01, "participation": 0.5}
+    (folder / "experiment.json").write_text(json.dumps(plan))
+    change(folder, rounds=8)
+    lead(LocalGrid())
+    trained = [
+        (row["round"], row["client"], row["batch_size"], row["learning_rate"]) for row in rows(folder, "clients")
+    ]
+    share = [number for number in range(1, 9) if np.random.default_rng([42, number, 1]).random() < 0.5]
+    assert 0 < len(share) < 8
+    assert sorted(trained) == sorted(
+        [(number, "pi-1", 64, 0.05) for number in range(1, 9)] + [(number, "pi-2", 32, 0.01) for number in share]
+    )
+    assert failures(folder) == {}
+
+
+def test_a_round_that_nobody_would_take_part_in_has_one(folder: Path) -> None:
+    plan = json.loads((folder / "experiment.json").read_text())
+    for each in plan["clients"]:
+        each["settings"] = {"participation": 1e-9}
+    (folder / "experiment.json").write_text(json.dumps(plan))
+    lead(LocalGrid())
+    assert [row["clients_ok"] for row in rows(folder, "rounds")] == [1, 1]
 
 
 def test_a_stopped_run_says_so(folder: Path) -> None:

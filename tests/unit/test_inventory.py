@@ -11,7 +11,8 @@ import yaml
 from fltestbed import inventory, inventory_stamp
 from fltestbed.errors import InventoryError
 from fltestbed.inventory import load, resolve_clients
-from fltestbed.paths import content_dir, find_inventory
+from fltestbed.new_inventory import templates
+from fltestbed.paths import find_inventory
 
 PROFILES = {"rpi4": {"cpus": 4, "memory": "3840m", "source": "brief"}, "rpi3": {"cpus": 4, "memory": "768m"}}
 
@@ -152,9 +153,38 @@ def test_a_missing_folder_is_told_with_the_nearest_names(monkeypatch: pytest.Mon
     assert "did you mean attic?" in caught.value.hint
 
 
-@pytest.mark.parametrize("folder", sorted((content_dir() / "inventories").iterdir()), ids=lambda folder: folder.name)
-def test_the_inventories_that_come_with_the_program_are_testbeds(folder: Path) -> None:
-    assert load(folder).clients
+@pytest.mark.parametrize("name", templates())
+def test_the_inventories_that_come_with_the_program_are_testbeds(name: str) -> None:
+    assert load(find_inventory(name)).clients
+    assert not [finding for finding in inventory.findings(find_inventory(name)) if finding.severity != "error"]
+
+
+def test_a_profiles_network_is_in_force_where_the_inventory_says_so(tmp_path: Path) -> None:
+    own = {"mine": {"cpus": 1, "network": {"rate_down": "5mbit"}}, "bare": {"cpus": 1}}
+    known = inventory.profiles() | own
+    assert inventory.device_network({}, "mine", known) == {}
+    assert inventory.device_network("profile", "mine", known) == {"rate_down": "5mbit"}
+    devices = {"pi-1": {"testbed_profile": "rpi3", "testbed_network": "profile", "testbed_own_profiles": own}}
+    assert load(write(tmp_path / "lab", devices)).clients
+    for number, (profile, said) in enumerate({"bare": "the profile bare has no network", "": "there is no"}.items()):
+        devices["pi-1"]["testbed_profile"] = profile
+        with pytest.raises(InventoryError, match=f"testbed_network is profile, and {said}"):
+            load(write(tmp_path / f"lab-{number}", devices))
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"speed": 0}, "speed cannot be 0"),
+        ({"network": "fast"}, "network cannot be 'fast'"),
+        ({"network": {"rate": "5mbit"}}, "there is no 'rate' of a network"),
+        ({"network": {"delay": "5"}}, "delay cannot be '5'"),
+        ({"nettwork": {}}, "unknown key 'nettwork'"),
+    ],
+)
+def test_a_profiles_own_figures_are_checked(entry: dict[str, Any], said: str) -> None:
+    with pytest.raises(InventoryError, match=said):
+        resolve_clients("pi-1", {}, PROFILES, {"mine": entry})
 
 
 def no_process(folder: Path) -> dict[str, Any]:

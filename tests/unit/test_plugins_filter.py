@@ -92,6 +92,7 @@ PREPARED = {
             "examples": 8,
             "held_out": 2,
             "labels": [10],
+            "settings": {"batch_size": 8},
         },
         {
             "device": "pi-2",
@@ -102,6 +103,7 @@ PREPARED = {
             "examples": 8,
             "held_out": 2,
             "labels": [10],
+            "settings": {"batch_size": 8},
         },
     ],
     "test_set": {"path": "/c/test.npz", "sha256": "ff", "examples": 100},
@@ -121,6 +123,7 @@ def test_the_plan_names_no_path_of_the_controller() -> None:
     assert "/c/" not in str(plan)
     assert plan["run"] == "r1"
     assert plan["test_set"] == {"sha256": "ff", "examples": 100}
+    assert plan["clients"][0]["settings"] == {"batch_size": 8}
     assert [(client["client"], client["partition"]["sha256"]) for client in plan["clients"]] == [
         ("pi-1", "00"),
         ("pi-2", "11"),

@@ -16,7 +16,8 @@ _PAGE = 65536  # bytes: kernels round a memory limit down to a page
 Calibration = dict[str, Any]
 """What was measured of a client: samples_per_second and peak_memory_bytes (of its container) with its own batch_size;
 model, cpus (cores or None), memory (bytes or None), threads, time; and batch_sizes, a list of batch_size,
-samples_per_second and peak_memory_bytes. A peak is that since the training began, with the smaller sizes before."""
+samples_per_second, peak_memory_bytes, cores (that it got) and throttled (the share of its quota's periods in which it
+was used up). A peak is that since the training began, with the smaller sizes before."""
 
 
 def batch_sizes(clients: Iterable[Client], experiment: Experiment) -> dict[str, list[int]]:
@@ -49,6 +50,8 @@ def calibrations(
                 "batch_size": row["batch_size"],
                 "samples_per_second": row["samples"] / row["seconds"],
                 "peak_memory_bytes": row["peak_memory_bytes"],
+                "cores": row["cores"],
+                "throttled": row["throttled"],
             }
             for row in answer["rows"]
         ]
@@ -91,6 +94,15 @@ def _no_figure(name: str, size: int, rows: Sequence[Mapping[str, Any]], *, kille
             f"{name}: a batch of {size} takes too long, or is more than the client's part of the data; lower batch_size"
         )
     return f"{name}: the training said nothing"
+
+
+def disturbed(calibrations: Mapping[str, Calibration]) -> list[str]:
+    """Return the clients that trained slower than they could, as others had the cores that they were to have."""
+    return [
+        name
+        for name, each in calibrations.items()
+        if each["cpus"] and each["cores"] < 0.9 * min(each["cpus"], each["threads"]) and each["throttled"] < 0.5
+    ]
 
 
 def keep(file: Path, calibrations: Mapping[str, Calibration]) -> None:

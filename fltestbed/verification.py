@@ -15,10 +15,13 @@ OK, OFF, BUSY, FREE = "ok", "off", "busy", "no limit"
 _PAGE = 65536  # bytes: kernels round a memory limit down to a page
 _MIB = 2**20
 _HEADERS = 66  # bytes of Ethernet, IPv4 and TCP with a time stamp around a segment, which a shaper counts too
-_TLS = 1 + 22 / 16384  # what TLS 1.3 makes of a byte in full records
 _LAN = 0.01  # s that the way itself may add to a delay
 _RARE = 0.005  # a number of lost packets that is less likely than this is no chance
-_UP = "fltestbed restore lifts a condition, fltestbed up puts all else back"
+MEND = (
+    "fltestbed restore lifts a condition, and fltestbed up puts back what else the kernel has otherwise; "
+    "what a device cannot give has to change in the inventory"
+)
+"""What to do about limits that are off."""
 
 Row = dict[str, Any]
 """A figure of a client: device, client, figure, unit, asked, kernel, measured, error (a share), verdict, reason."""
@@ -56,7 +59,7 @@ def _figures(
     shaped: Mapping[str, float],
 ) -> Iterator[dict[str, Any]]:
     if answer["state"] != "running":
-        yield _figure("container", "", (), OFF, f"its container is {answer['state']}; {_UP}")
+        yield _figure("container", "", (), OFF, f"its container is {answer['state']}")
         return
     cpu, memory = answer["cpu"], answer["memory"]
     yield _figure("cpus", "cores", (client["cpus"], cpu["quota"], cpu["got"]), *judge_cpu(client["cpus"], cpu))
@@ -92,7 +95,7 @@ def judge_cpu(asked: float | None, cpu: Mapping[str, Any]) -> tuple[str, str]:
     """
     quota, got = cpu["quota"], cpu["got"]
     if (asked is None) != (quota is None) or abs((asked or 0) - (quota or 0)) >= 0.005:
-        return OFF, f"the kernel has {_cores(quota)}, and {_cores(asked)} is asked for; {_UP}"
+        return OFF, f"the kernel has {_cores(quota)}, and {_cores(asked)} is asked for"
     if asked is None:
         return FREE, ""
     if asked > cpu["cores"]:
@@ -126,13 +129,13 @@ def judge_memory(asked: int | None, memory: Mapping[str, Any], *, survived: bool
     """Return the verdict on a client's memory, and the reason where it is not as asked."""
     limit, room, taken = memory["limit"], memory["room"], memory["taken"]
     if (asked is None) != (limit is None) or abs((asked or 0) - (limit or 0)) >= _PAGE:
-        return OFF, f"the kernel has {_size(limit)}, and {_size(asked)} is asked for; {_UP}"
+        return OFF, f"the kernel has {_size(limit)}, and {_size(asked)} is asked for"
     if asked is None:
         return FREE, ""
     if taken is None:
         return OFF, f"{_size(asked)} is asked for, and the device has {_size(room)} left; ask for less"
     if not survived:
-        return OFF, "the kernel ended the whole container, and not what took too much; its container is started anew"
+        return OFF, "the kernel ended the whole container, and not only what took too much"
     if not memory["killed"]:
         return OFF, f"it took {_size(taken)} of {_size(asked)} and was not stopped: is there swap that is not counted?"
     if abs(taken / asked - 1) > TOLERANCE:
@@ -174,14 +177,14 @@ def _network(
 
 
 def on_the_wire(payload: float | None, segment: int | None) -> float | None:
-    """Return the bit/s that a shaper sees of so many bytes of TLS payload a second, in packets of so much of it."""
-    return payload and segment and payload * 8 * _TLS * (segment + _HEADERS) / segment
+    """Return the bit/s that a shaper sees of so many bytes of TCP payload a second, in packets of so much of it."""
+    return payload and segment and payload * 8 * (segment + _HEADERS) / segment
 
 
 def judge_rate(asked: float | None, kernel: float | None, rate: float | None, error: str = "") -> tuple[str, str]:
     """Return the verdict on a rate, all in bit/s, and the reason where it is not as asked."""
     if not _alike(asked, kernel):
-        return OFF, f"the kernel has {_rate(kernel)}, and {_rate(asked)} is asked for; {_UP}"
+        return OFF, f"the kernel has {_rate(kernel)}, and {_rate(asked)} is asked for"
     if rate is None:
         return OFF, f"nothing could be transferred: {error or 'the connection gave too little'}"
     if asked is None:
@@ -200,7 +203,7 @@ def _rate(rate: float | None) -> str:
 def judge_delay(asked: float | None, kernel: float | None, trip: float | None) -> tuple[str, str]:
     """Return the verdict on a round trip's time, all in s, and the reason where it is not as asked."""
     if not _alike(asked, kernel):
-        return OFF, f"the kernel has {_time(kernel)} for both ways, and {_time(asked)} is asked for; {_UP}"
+        return OFF, f"the kernel has {_time(kernel)} for both ways, and {_time(asked)} is asked for"
     if trip is None:
         return OFF, "no connection to the server was made"
     if asked is None:
@@ -222,7 +225,7 @@ def judge_loss(asked: float | None, kernel: float | None, lost: int, count: int)
     It is off when so many, or so few, would come by chance in less than one of 200 tries, by the binomial distribution.
     """
     if not _alike(asked, kernel):
-        return OFF, f"the kernel loses {kernel or 0:.2%} both ways, and {asked or 0:.2%} is asked for; {_UP}"
+        return OFF, f"the kernel loses {kernel or 0:.2%} both ways, and {asked or 0:.2%} is asked for"
     if asked is None:
         return FREE, ""
     chances = [math.comb(count, k) * asked**k * (1 - asked) ** (count - k) for k in range(count + 1)]

@@ -1,5 +1,6 @@
 """fltestbed calibrate."""
 
+import sys
 from typing import Annotated
 
 import typer
@@ -36,7 +37,7 @@ def calibrate(
     from fltestbed import calibration
     from fltestbed.plan import resolve
 
-    settings = [absolute(setting) for setting in settings or []]
+    settings = [*(absolute(setting) for setting in settings or []), "rules=[]"]  # which are what this is made for
     testbed = load(find_inventory(inventory))
     file = find_experiment(experiment)
     plan = resolve(file, settings, app=None, content_dir=content_dir())
@@ -65,5 +66,10 @@ def calibrate(
         for row in each["batch_sizes"]
     ]
     show({"calibration": rows}, output)
+    if slowed := calibration.disturbed(found):
+        print(
+            f"{', '.join(slowed)}: others had the cores; calibrate again when the machine is quiet",
+            file=sys.stderr,
+        )
     calibration.require_all(problems)
     result.require_success()

@@ -20,7 +20,7 @@ from fltestbed.cli._verbs import Options, alone, ask_password, play
 from fltestbed.errors import HostError, HostsFailed
 from fltestbed.inventory import load
 from fltestbed.paths import find_inventory, state_dir
-from fltestbed.verification import BUSY, OFF, Row, judge
+from fltestbed.verification import BUSY, MEND, OFF, Row, judge
 
 _SHOWN = ("device", "client", "figure", "unit", "asked", "kernel", "measured", "error", "verdict")
 
@@ -69,4 +69,5 @@ def require_as_asked(rows: Sequence[Row]) -> None:
         raise HostsFailed(
             f"{len(problems)} of {len({row['device'] for row in rows})} devices do not give what is asked for",
             {device: HostError("", "\n".join(lines)) for device, lines in problems.items()},
+            MEND,
         )

@@ -52,16 +52,23 @@ class Cgroup:
         return {"seconds": seconds, "periods": stat.get("nr_periods", 0), "throttled": stat.get("nr_throttled", 0)}
 
     def memory(self):
-        """Return the ``limit`` (None: no limit) and what is ``used``, without files that the kernel would give back."""
+        """Return the ``limit`` (None: no limit), what is ``used`` without the cache of files, and the ``working_set``.
+
+        The kernel gives the cache back before it refuses memory; what of it is in use counts to the working set.
+        """
         if self._is_v2:
             limit, used, prefix = self._read("", "memory.max"), self._read("", "memory.current"), ""
             stat = self._stat("", "memory.stat")
         else:
             limit, used = self._read("memory", "memory.limit_in_bytes"), self._read("memory", "memory.usage_in_bytes")
             stat, prefix = self._stat("memory", "memory.stat"), "total_"
-        files = stat[f"{prefix}inactive_file"] + stat[f"{prefix}active_file"]
+        working_set = int(used) - stat[f"{prefix}inactive_file"]
         is_limited = limit != "max" and int(limit) < 1 << 60
-        return {"limit": int(limit) if is_limited else None, "used": int(used) - files}
+        return {
+            "limit": int(limit) if is_limited else None,
+            "used": working_set - stat[f"{prefix}active_file"],
+            "working_set": working_set,
+        }
 
     def processes(self):
         """Return the ids of the processes in this very group."""

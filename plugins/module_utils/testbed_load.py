@@ -6,7 +6,6 @@ Each ends with its standard input, and in any case after a time: nothing is left
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import mmap
 import os
@@ -17,7 +16,6 @@ import socket
 import ssl
 import struct
 import sys
-import termios
 import time
 from pathlib import Path
 
@@ -139,13 +137,9 @@ def connects(server, port, count, gap):
 def fetch(secure, server, blob, seconds):
     """Yield how many bytes have come of a blob, as they come."""
     secure.sendall(f"GET /v2/app/blobs/{blob} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n".encode())
-    got, until = 0, time.monotonic() + seconds
-    while time.monotonic() < until:
-        part = secure.recv(RECORD)
-        if not part:
-            return
-        got += len(part)
-        yield time.monotonic(), got
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and secure.recv(RECORD):
+        yield time.monotonic(), transferred(secure)[1]
 
 
 def send(secure, server, _blob, seconds):
@@ -156,12 +150,25 @@ def send(secure, server, _blob, seconds):
     while time.monotonic() < until and sent < size:
         secure.sendall(block)
         sent += len(block)
-        waiting = struct.unpack("i", fcntl.ioctl(secure, termios.TIOCOUTQ, b"\0" * 4))[0]
-        yield time.monotonic(), max(0, sent - waiting)
+        yield time.monotonic(), transferred(secure)[0]
+
+
+def transferred(connection):
+    """Return how many bytes of TCP's payload the other side has, and how many have come from it.
+
+    By struct tcp_info of linux/tcp.h, which grows at its end alone. What came past a gap counts as well.
+    """
+    told = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 136)
+    past_a_gap = struct.unpack_from("I", told, 28)[0]  # tcpi_sacked, in packets
+    acknowledged, received = struct.unpack_from("QQ", told, 120)  # tcpi_bytes_acked, tcpi_bytes_received
+    return acknowledged + past_a_gap * connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG), received
 
 
 def rate(progress):
-    """Return bytes a second, without the first second, in which a link gives what it had saved up; None: too little."""
+    """Return bytes a second, by the straight line that fits best; None where there is too little for one.
+
+    The first second is left out, in which a link gives what it had saved up.
+    """
     began = time.monotonic()
     seen = list(progress)
     kept = [each for each in seen if each[0] > began + 1]
@@ -169,7 +176,8 @@ def rate(progress):
         kept = seen
     if len(kept) < 2 or kept[-1][0] == kept[0][0]:
         return None
-    return (kept[-1][1] - kept[0][1]) / (kept[-1][0] - kept[0][0])
+    middle = sum(at for at, _ in kept) / len(kept)
+    return sum((at - middle) * count for at, count in kept) / sum((at - middle) ** 2 for at, _ in kept)
 
 
 def main(what, *arguments):

@@ -9,8 +9,8 @@ short_description: Train a few seconds with each batch size in the clients' own 
 description:
   - Brings the app's code into each client's container, as a run does, and trains there on the client's own part of the
     data, which has to be on the device. The clients of one device follow one after the other.
-  - Memory is what the kernel counts for the container, SuperExec and all, without files that it would give back. A
-    batch size at which the kernel kills the training ends the client's calibration.
+  - Memory is the working set of the container, SuperExec and all. A batch size at which the kernel kills the training
+    ends the client's calibration.
 options:
   project:
     description: The testbed's Compose project.
@@ -39,14 +39,16 @@ author: fltestbed authors
 
 RETURN = r"""
 clients:
-  description: Of each C(client) the C(rows) of the batch sizes, as the app says them, with C(peak_memory_bytes);
-    C(killed), whether the kernel killed the training; C(cpus) and C(memory), the limits that the kernel holds it to.
+  description: Of each C(client) the C(rows) of the batch sizes, as the app says them, with C(peak_memory_bytes),
+    C(cores) that the container got on average, and C(throttled), in which share of its quota's periods that was used
+    up; C(killed), whether the kernel killed the training; C(cpus) and C(memory), the limits that the kernel has.
   returned: success
   type: list
   elements: dict
 """
 
 import json
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testbed_cgroup import Cgroup
@@ -81,13 +83,18 @@ def calibrate(container, pid, code, setup):
     peak = [0]
 
     def look():
-        peak[0] = max(peak[0], group.memory()["used"])
+        peak[0] = max(peak[0], group.memory()["working_set"])
 
-    rows = []
+    rows, before, began = [], group.cpu(), time.monotonic()
     with Inside(container, "-c", UNPACK, json.dumps(setup), str(len(code))) as program:
         program.tell(code)
         while (row := program.hear(PATIENCE, look, 0.02)) is not None:
+            after, ended = group.cpu(), time.monotonic()
+            periods = max(1, after["periods"] - before["periods"])
+            row["cores"] = (after["seconds"] - before["seconds"]) / (ended - began)
+            row["throttled"] = (after["throttled"] - before["throttled"]) / periods
             rows.append(row | {"peak_memory_bytes": peak[0]})
+            before, began = after, ended
         exit_code, said = program.end()
     with Inside(container, "-c", CLEAR) as clear:
         clear.hear(PATIENCE)

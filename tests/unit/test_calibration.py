@@ -37,6 +37,7 @@ def test_powers_of_two_and_the_clients_own_batch_size_are_tried() -> None:
 def answer(client: str, sizes: list[int], **more: Any) -> dict[str, Any]:
     rows = [
         {"batch_size": size, "samples": size * 10, "seconds": 2.0, "threads": 1, "peak_memory_bytes": 2**28 + size}
+        | {"cores": 0.48, "throttled": 0.9}
         for size in sizes
     ]
     return {"client": client, "rows": rows, "killed": False, "cpus": None, "memory": None} | more
@@ -54,6 +55,12 @@ def test_the_figures_of_the_clients_own_batch_size_come_first() -> None:
     assert (found["pi"]["cpus"], found["pi"]["memory"]) == (0.5, 2**29)
     assert [row["batch_size"] for row in found["pi"]["batch_sizes"]] == [8, 12, 16]
     assert found["pc-1"]["batch_size"] == 32 and found["pc-1"]["cpus"] is None
+
+
+@pytest.mark.parametrize(("cores", "throttled", "slowed"), [(0.48, 0.9, []), (0.3, 0.1, ["pi"]), (0.3, 0.9, [])])
+def test_clients_whose_cores_others_had_are_named(cores: float, throttled: float, slowed: list[str]) -> None:
+    each = {"cpus": 0.5, "threads": 1, "cores": cores, "throttled": throttled}
+    assert calibration.disturbed({"pi": each, "pc": each | {"cpus": None}}) == slowed
 
 
 @pytest.mark.parametrize(

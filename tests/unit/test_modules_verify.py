@@ -1,5 +1,6 @@
 """What the measurement reads of the kernel, and its loads, run for real as in a container."""
 
+import contextlib
 import json
 import os
 import signal
@@ -77,7 +78,7 @@ def test_a_control_group_of_version_2_is_read(kernel: Path) -> None:
     put(folder.parent, V2 | {"memory.max": "max\n"})
     group = testbed_cgroup.Cgroup({"": folder})
     assert group.cpu() == {"seconds": 2.5, "periods": 60, "throttled": 50}
-    assert group.memory() == {"limit": 640 * MIB, "used": 124 * MIB}
+    assert group.memory() == {"limit": 640 * MIB, "used": 124 * MIB, "working_set": 128 * MIB}
     assert group.processes() == [7, 9]
     # The topmost group of a machine has no limits; that of a container has.
     assert [one.memory()["limit"] for one in group.above()] == [None]
@@ -153,7 +154,7 @@ def server() -> Iterator[tuple[int, list[int]]]:
     read = [0]
 
     def serve(peer: socket.socket) -> None:
-        with peer:
+        with peer, contextlib.suppress(OSError):  # who is content goes
             if (request := peer.recv(65536)).startswith(b"GET"):
                 for _ in range(40):
                     peer.sendall(bytes(10**6))
@@ -182,7 +183,7 @@ def test_what_comes_is_counted(server: tuple[int, list[int]]) -> None:
         progress = []
         for each in testbed_load.fetch(peer, "server", "sha256:0", 30):
             progress.append(each)
-            if each[1] == 40 * 10**6:
+            if each[1] >= 40 * 10**6:
                 break
     assert progress[-1][1] == 40 * 10**6
     assert (testbed_load.rate(progress) or 0) > 1e6
@@ -197,7 +198,7 @@ def test_what_was_acknowledged_is_counted_and_not_what_waits_to_be_sent(server: 
         peer.shutdown(socket.SHUT_WR)
         while peer.recv(1):
             pass
-    assert acknowledged[-1] <= read[0]
+    assert acknowledged[-1] <= read[0] + 1  # the packet that opens a connection counts as a byte
 
 
 def test_connections_that_are_not_made_are_lost(server: tuple[int, list[int]]) -> None:

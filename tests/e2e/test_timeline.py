@@ -8,7 +8,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from .conftest import Lab, rows, wait_for
+from .lab import Lab, rows, wait_for
 
 DEVICE = "pi-3"
 RATE = 1e6  # bit/s
@@ -46,15 +46,18 @@ def conditions(lab: Lab) -> str:
 def as_before(lab: Lab, before: dict[str, Any]) -> None:
     """Require that nothing of a timeline is left."""
     assert conditions(lab) == ""
-    wait_for("all are online", lambda: "online" in lab.run("status", code=None) and not offline(lab), 180)
+    wait_for("all are online", lambda: healthy(lab), 180)
     after = client(lab)
     limits = [key for key in before if "cpu" in key or "memory" in key]
     assert limits and {key: after[key] for key in limits} == {key: before[key] for key in limits}
     assert json.loads(lab.run("plan", "--format", "json", "--limit", DEVICE))[DEVICE] == []
 
 
-def offline(lab: Lab) -> bool:
-    return subprocess.run(lab.command("status"), cwd=lab.folder, env=lab.environment(), capture_output=True).returncode
+def healthy(lab: Lab) -> bool:
+    done = subprocess.run(
+        lab.command("status"), cwd=lab.folder, env=lab.environment(), capture_output=True, check=False, timeout=120
+    )
+    return done.returncode == 0
 
 
 def seconds(row: dict[str, Any]) -> float:

@@ -177,7 +177,7 @@ def test_every_key_of_a_timeline_is_explained() -> None:
         field.alias or name for name, field in Event.model_fields.items()
     }
     churn = names("reference-timeline.md", "Churn")
-    assert churn == {kind.model_fields["model"].annotation.__args__[0] for kind in kinds(Churn)}
+    assert churn - {"model"} == {kind.model_fields["model"].annotation.__args__[0] for kind in kinds(Churn)}
     text = (ROOT / "docs/reference-timeline.md").read_text(encoding="utf-8").partition("\n## Churn\n")[2]
     for key in {key for kind in kinds(Churn) for key in kind.model_fields}:
         assert f"`{key}" in text, key

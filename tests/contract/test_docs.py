@@ -32,6 +32,7 @@ from fltestbed.experiment import (
 )
 from fltestbed.inventory import CLIENT_KEYS
 from fltestbed.population import Distribution, Population
+from fltestbed.timeline.schema import Churn, Event, Timeline
 
 ROOT = Path(__file__).parents[2]
 SKIPPED = {".git", ".venv", ".fltestbed", "runs", "dist", "__pycache__", ".ansible"}
@@ -183,6 +184,24 @@ def test_every_client_key_of_the_inventory_is_explained() -> None:
     assert names("reference-inventory.md", "Clients") == set(CLIENT_KEYS)
 
 
+def test_every_key_of_a_timeline_is_explained() -> None:
+    assert names("reference-timeline.md", "Events") == {
+        field.alias or name for name, field in Event.model_fields.items()
+    }
+    churn = names("reference-timeline.md", "Churn")
+    assert churn - {"model"} == {kind.model_fields["model"].annotation.__args__[0] for kind in kinds(Churn)}
+    text = (ROOT / "docs/reference-timeline.md").read_text(encoding="utf-8").partition("\n## Churn\n")[2]
+    for key in {key for kind in kinds(Churn) for key in kind.model_fields}:
+        assert f"`{key}" in text, key
+
+
+def test_every_column_of_a_timelines_events_is_explained() -> None:
+    page = (ROOT / "docs/reference-results.md").read_text(encoding="utf-8").partition("\n## events.jsonl\n")[2]
+    source = (ROOT / "fltestbed/timeline/driver.py").read_text(encoding="utf-8")
+    for key in re.findall(r'^ +"([a-z_]+)": ', source, re.MULTILINE):
+        assert key in ("seconds", "round", "accuracy") or f"`{key}`" in page, key
+
+
 def test_every_key_of_an_experiment_is_explained_with_its_default() -> None:
     page = (ROOT / "docs/how-to-write-an-experiment.md").read_text(encoding="utf-8").partition("\n## ")[0]
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", page, re.MULTILINE))
@@ -190,6 +209,7 @@ def test_every_key_of_an_experiment_is_explained_with_its_default() -> None:
     elsewhere = {f"partitioner.{key}" for kind in kinds(Partitioner) for key in kind.model_fields} | {
         f"strategy.{key}" for kind in kinds(Strategy) for key in kind.model_fields
     }
+    elsewhere |= {f"timeline.{key}" for key in Timeline.model_fields}
     here = {"partitioner.name", "strategy.name", "strategy.fraction_train", "strategy.min_train_clients"}
     assert set(rows) == set(_keys(Experiment)) - containers - (elsewhere - here)
     filled = Experiment.model_validate({"name": "x"}).model_dump()
@@ -206,6 +226,7 @@ def test_every_key_of_an_experiment_is_explained_with_its_default() -> None:
                 "min_clients": "all",
                 "data.path": "none",
                 "sweep": "none",
+                "timeline": "none",
             }
             assert shown == words[key], key
 

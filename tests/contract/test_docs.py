@@ -15,6 +15,7 @@ import click
 import pytest
 import typer
 import yaml
+from ansible_modules import load
 from pydantic import BaseModel
 
 from fltestbed.cli import app
@@ -173,10 +174,7 @@ def test_every_key_of_the_lock_is_explained() -> None:
 
 def test_every_file_of_the_results_is_explained() -> None:
     text = (ROOT / "docs/reference-results.md").read_text(encoding="utf-8").partition("\n## ")[0]
-    collect = (ROOT / "roles/run/tasks/collect.yml").read_text(encoding="utf-8")
-    fetched = re.search(r"patterns: \[(.*)\]", collect)
-    assert fetched
-    for name in (*fetched[1].split(", "), "lock.json", "logs/server.log"):
+    for name in (*load("modules", "testbed_collect").WRITTEN, "lock.json", "logs/server.log"):
         assert f"| `{name}` |" in text, name
 
 

@@ -94,7 +94,8 @@ class Device:
     def traces(self) -> str:
         """Return all by which a condition can be noticed."""
         look = (
-            "tc qdisc show; ip link show type ifb; iptables -w -S; ls /var/lib/fltestbed; "
+            "tc qdisc show | sed 's/direct_packets_stat [0-9]*//'; ls /sys/class/net; iptables -w -S; "
+            "ls /var/lib/fltestbed; "
             f"ls /opt/fltestbed/{self.lab.name}/textfile; docker inspect -f "
             "'{{.HostConfig.NanoCpus}} {{.HostConfig.Memory}} {{.HostConfig.MemorySwap}} {{.State.Paused}}' "
             f"fltestbed-{self.lab.name}-client-{DEVICE}-1"

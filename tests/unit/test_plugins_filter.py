@@ -220,3 +220,29 @@ def test_an_image_is_named_after_what_it_is_made_from(tmp_path: Path) -> None:
     archive.unlink()
     with pytest.raises(AnsibleFilterError, match="archive of grafana cannot be read"):
         filters["program_images"](recipes, "base", "/store", "aarch64")
+
+
+def test_each_client_is_calibrated_with_its_own_shard_and_batch_sizes() -> None:
+    prepared = {
+        "partitions": [{"client": "pi-1", "sha256": "aa"}, {"client": "pi-2", "sha256": "bb"}],
+        "run_config": {
+            "model": "cnn",
+            "seed": 1,
+            "optimizer": "sgd",
+            "learning-rate": 0.1,
+            "momentum": 0.9,
+            "batch-size": 32,
+        },
+    }
+    (found,) = filters["calibrations"]([{"client": "pi-2"}], prepared, {"pi-2": [8, 16]})
+    assert found["client"] == "pi-2"
+    assert found["setup"] == {
+        "sha256": "bb",
+        "batch_sizes": [8, 16],
+        "seconds": 3,
+        "model": "cnn",
+        "seed": 1,
+        "optimizer": "sgd",
+        "learning-rate": 0.1,
+        "momentum": 0.9,
+    }

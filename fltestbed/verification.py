@@ -110,7 +110,7 @@ def judge_cpu(asked: float | None, cpu: Mapping[str, Any]) -> tuple[str, str]:
             f"it got {got:.3g} cores of {asked:g}, as what the container lies in is held to less; raise that limit "
             "(virtual_device_cpus of a virtual device), or ask for less"
         )
-    if stopped >= 0.9:
+    if got < asked * stopped * (1 - TOLERANCE):  # where it is stopped it has used its quota up
         return (
             OFF,
             f"it got {got:.3g} cores of {asked:g}, and the kernel stopped it although it had not used its quota up",

@@ -230,3 +230,29 @@ def test_the_servers_words_on_a_run_are_in_order() -> None:
     }
     assert [record["round"] for record in filters["run_records"](variables)] == [0, 1, 2]
     assert filters["run_records"]({}) == []
+
+
+def test_each_client_is_calibrated_with_its_own_shard_and_batch_sizes() -> None:
+    prepared = {
+        "partitions": [{"client": "pi-1", "sha256": "aa"}, {"client": "pi-2", "sha256": "bb"}],
+        "run_config": {
+            "model": "cnn",
+            "seed": 1,
+            "optimizer": "sgd",
+            "learning-rate": 0.1,
+            "momentum": 0.9,
+            "batch-size": 32,
+        },
+    }
+    (found,) = filters["calibrations"]([{"client": "pi-2"}], prepared, {"pi-2": [8, 16]})
+    assert found["client"] == "pi-2"
+    assert found["setup"] == {
+        "sha256": "bb",
+        "batch_sizes": [8, 16],
+        "seconds": 3,
+        "model": "cnn",
+        "seed": 1,
+        "optimizer": "sgd",
+        "learning-rate": 0.1,
+        "momentum": 0.9,
+    }

@@ -38,6 +38,7 @@ def cpu(**found: Any) -> dict[str, Any]:
         (None, cpu(quota=None, got=3.9, periods=0, throttled=0), FREE, ""),
         (8.0, cpu(quota=8.0, got=3.9, throttled=0), OFF, "the device has 4"),
         (0.5, cpu(got=0.33, throttled=9), BUSY, "stopped it in 18% of the time"),
+        (0.5, cpu(got=0.48, throttled=46), BUSY, "stopped it in 92% of the time"),
         (0.5, cpu(got=0.33, throttled=9, throttled_above=0.9), OFF, "virtual_device_cpus"),
         (0.5, cpu(got=0.33, throttled=50), OFF, "although it had not used its quota up"),
     ],

@@ -206,7 +206,6 @@ class _Channel:
         self._process: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[dict[str, Any]] = queue.Queue()
         self._asking = threading.Lock()  # one question at a time
-        self._writing = threading.Lock()
         self._closed = threading.Event()
         self._count = 0
         self._changed = False
@@ -307,7 +306,8 @@ class _Channel:
         assert process.stdout  # noqa: S101 for mypy
         with errors, process.stdout, contextlib.suppress(ValueError):
             for line in process.stdout:
-                answers.put(json.loads(line))
+                if line.startswith(b"{"):  # a login may print more
+                    answers.put(json.loads(line))
             process.wait()
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip().splitlines()
@@ -317,9 +317,8 @@ class _Channel:
         assert self._process  # noqa: S101 for mypy
         assert self._process.stdin  # noqa: S101 for mypy
         try:
-            with self._writing:
-                self._process.stdin.write(data)
-                self._process.stdin.flush()
+            self._process.stdin.write(data)
+            self._process.stdin.flush()
         except (OSError, ValueError):
             self._lose(self._why_lost())
             return False

@@ -33,7 +33,8 @@ OWN_RATE = 100e9  # bit/s, of a direction whose rate is not limited
 QUEUE = 0.2  # s that a packet waits at most for its turn, before it is dropped
 CGROUPS = Path("/sys/fs/cgroup")
 OF_CLIENTS = ("throttle", "pause", "kill")
-OF_NETWORK = ("shape", "network", "partition")  # what a reboot undoes
+OF_NETWORK = ("shape", "network", "partition")
+LOST = (*OF_NETWORK, "pause")  # what a reboot undoes
 
 
 class Refused(Exception):
@@ -291,8 +292,7 @@ class Conditions:
     @contextlib.contextmanager
     def alone(self):
         """Keep others from changing conditions of this device meanwhile, and read which are in force."""
-        STATE.mkdir(mode=0o755, parents=True, exist_ok=True)
-        folder = os.open(STATE, os.O_RDONLY)
+        folder = os.open(STATE.parent, os.O_RDONLY)  # it is there, so that to ask leaves no trace
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
             self.entries = self.read()
@@ -313,6 +313,7 @@ class Conditions:
         if not self.entries:
             self.file.unlink(missing_ok=True)
             return
+        STATE.mkdir(mode=0o755, exist_ok=True)
         partial = self.file.with_suffix(".new")
         partial.unlink(missing_ok=True)
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
@@ -326,7 +327,7 @@ class Conditions:
         now = boot()
         return [
             {key: entry[key] for key in ("kind", "client", "parameters", "since")}
-            | {"lost": entry["kind"] in OF_NETWORK and entry["boot"] != now, "text": in_words(entry)}
+            | {"lost": entry["kind"] in LOST and entry["boot"] != now, "text": in_words(entry)}
             for entry in self.read().values()
         ]
 
@@ -529,7 +530,7 @@ class Conditions:
 
     def keep(self):
         """Put in force again what a reboot undid."""
-        lost = [key for key, entry in self.entries.items() if entry["kind"] in OF_NETWORK and entry["boot"] != boot()]
+        lost = [key for key, entry in self.entries.items() if entry["kind"] in LOST and entry["boot"] != boot()]
         for key in lost:
             entry = self.entries[key]
             self.enforce(entry["kind"], entry["client"])

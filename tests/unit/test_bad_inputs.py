@@ -255,6 +255,38 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
         "lab/hosts.yml:9: pi-2: images_builder: there is no host 'sever'",
         "did you mean server?",
     ),
+    # The network
+    (
+        pi("testbed_network: {rate_up: 5}"),
+        "lab/hosts.yml:9: pi-2: testbed_network: rate_up cannot be 5",
+        "write a rate from 8kbit to 100gbit, as in 500kbit or 5mbit",
+    ),
+    (
+        pi("testbed_network: {rate: 5mbit}"),
+        "lab/hosts.yml:9: pi-2: testbed_network: there is no 'rate' of a network",
+        "did you mean rate_up or rate_down?",
+    ),
+    (
+        pi("testbed_network: {delay: 10ms, jitter: 20ms}"),
+        "lab/hosts.yml:9: pi-2: testbed_network: jitter is more than the delay",
+        "set a delay of at least the jitter: a packet can't come before it was sent",
+    ),
+    (
+        pi("testbed_network: 5mbit"),
+        "lab/hosts.yml:9: pi-2: testbed_network cannot be '5mbit'",
+        "write it like {rate_down: 5mbit}",
+    ),
+    (
+        pi(f"testbed_network: {{delay: {TOUCH}}}"),
+        "lab/hosts.yml:9: pi-2: testbed_network.delay is data, so the template in it is not run",
+        "write the value itself; templates are for Ansible's own variables, as ansible_user",
+    ),
+    (
+        {"hosts.yml": HOSTS + "        server: {testbed_network: {delay: 1ms}}\n"},
+        "lab/hosts.yml:10: server: testbed_network is of the server's own host, so what its clients say to the server "
+        "never leaves it",
+        "set testbed_network: {} there",
+    ),
     # Addresses and users
     (pi("ansible_port: ssh"), "lab/hosts.yml:9: pi-2: ansible_port cannot be 'ssh'", "write a port from 1 to 65535"),
     (

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible_modules import load
 
 from fltestbed import conditions, inventory
 from fltestbed.conditions import Action, Sessions, Target, action, targets
@@ -320,3 +321,134 @@ def test_a_device_that_does_not_answer_is_an_outcome() -> None:
         assert outcome.clock is None
         ended = sessions.close()["pi"]
     assert not ended.ok and "fltestbed restore" in ended.text
+
+
+# What is done on a device, from the parameters alone.
+
+device_side = load("module_utils", "testbed_conditions")
+FILTER = "protocol ip prio 1 u32 match ip {} 192.0.2.10/32 match ip protocol 6 0xff match ip {} 9092 0xffff {}"
+
+
+def words(commands: list[list[str]]) -> list[str]:
+    return [" ".join(command) for command in commands]
+
+
+def test_a_rate_down_leaves_the_way_up_alone() -> None:
+    commands = device_side.shape_commands("eth0", ["192.0.2.10"], [9092], {"rate_down": 5e6})
+    assert words(commands) == [
+        "ip link add ifb-fltestbed type ifb",
+        "ip link set ifb-fltestbed up",
+        "tc qdisc add dev ifb-fltestbed root handle fed: htb default 1 direct_qlen 1000",
+        "tc class add dev ifb-fltestbed parent fed: classid fed:1 htb rate 5000000bit ceil 5000000bit quantum 1514",
+        "tc qdisc add dev ifb-fltestbed parent fed:1 handle fee: bfifo limit 131072",
+        "tc qdisc add dev eth0 handle ffff: ingress",
+        "tc filter add dev eth0 parent ffff: "
+        + FILTER.format("src", "sport", "action mirred egress redirect dev ifb-fltestbed"),
+    ]
+
+
+def test_delay_jitter_and_loss_are_below_the_rate_in_both_directions() -> None:
+    parameters = {"rate_up": 8e6, "delay": 0.08, "jitter": 0.01, "loss": 0.015}
+    commands = words(device_side.shape_commands("eth0", ["192.0.2.10"], [9092, 5000], parameters))
+    assert commands[2:5] == [
+        "tc qdisc add dev eth0 parent fed:1 handle fee: netem limit 193 delay 80000us 10000us loss 1.5%",
+        "tc filter add dev eth0 parent fed: " + FILTER.format("dst", "dport", "flowid fed:1"),
+        "tc filter add dev eth0 parent fed: " + FILTER.format("dst", "dport", "flowid fed:1").replace("9092", "5000"),
+    ]
+    assert any(
+        line.startswith("tc class add dev ifb-fltestbed") and "rate 100000000000bit" in line for line in commands
+    )
+    assert sum("netem" in line and "delay 80000us 10000us loss 1.5%" in line for line in commands) == 2
+
+
+def test_a_partition_drops_the_testbeds_ports_both_ways_and_nothing_else() -> None:
+    rules = words(device_side.partition_rules("fltestbed-lab", ["192.0.2.10"], [9092]))
+    drop = "-m comment --comment fltestbed-lab -j DROP"
+    assert rules == [
+        f"DOCKER-USER -p tcp -d 192.0.2.10 --dport 9092 {drop}",
+        f"DOCKER-USER -p tcp -s 192.0.2.10 --sport 9092 {drop}",
+        f"OUTPUT -p tcp -d 192.0.2.10 --dport 9092 {drop}",
+        f"INPUT -p tcp -s 192.0.2.10 --sport 9092 {drop}",
+    ]
+
+
+class Recorder(device_side.Conditions):  # type: ignore[name-defined, misc]
+    """Conditions of which only the file is real: it tells what the file said at the moment of a change."""
+
+    def __init__(self, session: str = "", broken: bool = False) -> None:
+        super().__init__("fltestbed-lab", session)
+        self.broken = broken
+        self.seen: list[tuple[str, list[str]]] = []
+
+    def check(self, *asked: Any) -> None:
+        pass
+
+    def enforce(self, kind: str, client: str) -> None:
+        self.seen.append((kind, sorted(self.read())))
+        if self.broken:
+            raise device_side.Refused("the kernel will not")
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(device_side, "STATE", tmp_path / "state")
+    return tmp_path / "state" / "conditions-lab.json"
+
+
+def test_the_file_says_what_is_changed_from_before_the_change_until_after_it_is_undone(state: Path) -> None:
+    here = Recorder()
+    here.apply("throttle", {"cpus": 0.5}, ["a", "b"])
+    here.apply("partition", {}, [])
+    here.apply("rejoin", {}, [])
+    here.apply("restore", {}, ["b"])
+    assert [row["text"] for row in here.standing()] == ["a throttled to 0.5 cpus"]
+    here.apply("throttle", {"memory": 2**29}, ["a"])
+    assert [row["text"] for row in here.standing()] == ["a throttled to 0.5 cpus, 512m of memory"]
+    here.apply("restore", {}, [])
+    assert not state.exists()
+    both = ["throttle a", "throttle b"]
+    assert here.seen == [
+        ("throttle", both[:1]),
+        ("throttle", both),
+        ("partition", ["partition", *both]),
+        ("partition", ["partition", *both]),
+        ("throttle", both),
+        ("throttle", both[:1]),
+        ("throttle", both[:1]),
+    ]
+
+
+def test_what_fails_is_not_in_force_and_what_cannot_be_undone_stays_noted(state: Path) -> None:
+    with pytest.raises(device_side.Refused, match="the kernel will not"):
+        Recorder(broken=True).apply("partition", {}, [])
+    assert not state.exists()
+    Recorder().apply("partition", {}, [])
+    with pytest.raises(device_side.Refused, match="not put back: cut off from the server: the kernel will not"):
+        Recorder(broken=True).apply("restore", {}, [])
+    assert [row["kind"] for row in Recorder().standing()] == ["partition"]
+
+
+def test_a_reboot_loses_the_network_and_keep_puts_it_in_force_again(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Recorder()
+    here.apply("throttle", {"cpus": 0.5}, ["a"])
+    here.apply("network", {"delay": 0.1}, [])
+    monkeypatch.setattr(device_side, "boot", lambda: "the next")
+    assert [(row["kind"], row["lost"]) for row in here.standing()] == [("throttle", False), ("network", True)]
+    assert here.apply("keep", {}, []) == "in force again: network of the inventory: 100 ms delay"
+    assert here.seen[-1][0] == "network"
+    assert not any(row["lost"] for row in here.standing())
+    assert here.apply("restore", {}, []) == "put back: a throttled to 0.5 cpus"
+    assert here.apply("lift", {}, []) == "put back: network of the inventory: 100 ms delay"
+    assert not state.exists()
+
+
+def test_a_session_ends_with_what_was_before_it(state: Path) -> None:
+    Recorder().apply("throttle", {"cpus": 0.5}, ["a"])
+    session = Recorder("one")
+    session.apply("throttle", {"cpus": 0.1}, ["a"])
+    session.apply("throttle", {"cpus": 0.2}, ["a"])
+    session.apply("partition", {}, [])
+    assert Recorder("one").end() == "put back: a throttled to 0.2 cpus; cut off from the server"
+    assert [row["text"] for row in Recorder().standing()] == ["a throttled to 0.5 cpus"]

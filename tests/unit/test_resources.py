@@ -10,6 +10,7 @@ import json
 import shutil
 import threading
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -138,6 +139,20 @@ def test_events_are_in_order_and_name_who_and_what(folder: Path, seen: Series) -
         "memory limit 262144000 → 671088640 bytes",
     ]
     assert any(event["text"] == "ClientOutOfMemory (critical)" for event in found if event["kind"] == "alert")
+
+
+def test_a_condition_is_told_when_it_begins_and_when_it_ends(folder: Path, seen: Series) -> None:
+    looks = np.arange(START, START + 300, seen.step)
+    seen.samples[Key("device:up:bool", "pi-3")] = looks, np.ones(len(looks))
+    spells = np.concatenate([looks[4:8], looks[20:]])
+    seen.samples[Key("condition:pause:bool", "pi-3", "pi-3")] = spells, np.ones(len(spells))
+    found = [event for event in events.events(folder, seen) if event["kind"] == "condition"]
+    assert [(event["client"], event["text"]) for event in found] == [
+        ("pi-3", "pause begins"),
+        ("pi-3", "pause ends"),
+        ("pi-3", "pause begins"),
+    ]
+    assert datetime.fromisoformat(found[1]["time"]).timestamp() == pytest.approx(looks[8], abs=0.01)
 
 
 def test_without_monitoring_there_is_what_the_logs_tell(folder: Path) -> None:

@@ -236,8 +236,7 @@ def follow(module, run):
                 continue
         if time.monotonic() > deadline:
             module.fail_json(
-                msg=f"{awaited} within {module.params['timeout']} s. The run goes on; "
-                "`fltestbed stop` ends it.",
+                msg=f"{awaited} within {module.params['timeout']} s. The run goes on; `fltestbed stop` ends it.",
                 run=record,
             )
         time.sleep(LOOK_SECONDS)

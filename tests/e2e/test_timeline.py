@@ -10,21 +10,20 @@ from typing import Any
 from .lab import Lab, rows, wait_for
 
 DEVICE = "pi-3"
-RATE = 1e6  # bit/s
 EVENTS = """
     - {at: 3s, devices: [pi-3], pause: {}, for: 1s}
     - {round: 2, devices: [pi-3], throttle: {cpus: 0.15}, for: 1 round}
-    - {round: 3, devices: [pi-3], shape: {rate: 1mbit}, for: 1 round}
-    - {round: 3, devices: supernodes, share: 0.01, partition: {}, for: 4s}
-    - {round: 4, devices: [pi-3], kill: {}, for: 3s}
+    - {round: 2, devices: [pi-3], shape: {rate: 1mbit}, for: 1 round}
+    - {round: 2, devices: supernodes, share: 0.01, partition: {}, for: 4s}
+    - {round: 3, devices: [pi-3], kill: {}, for: 3s}
     - {accuracy: 1, devices: [pi-3], kill: {}}
 """
 EXPERIMENT = f"""
 name: changing
-rounds: 5
+rounds: 4
 seed: 1
 data: {{name: fashion-mnist, source: debian}}
-train: {{data_fraction: 0.1, learning_rate: 0.02}}
+partitioner: {{name: iid, examples: 4000}}
 timeline:
   events:{EVENTS}
 """
@@ -114,8 +113,8 @@ def test_conditions_change_in_the_middle_of_training(lab: Lab) -> None:
 
     trained = {row["round"]: row["train_seconds"] for row in rows(run, "clients.jsonl") if row["client"] == DEVICE}
     print("pi-3's training, s:", trained, "rounds, s:", [row["seconds"] for row in rows(run, "rounds.jsonl")])
-    assert len(rows(run, "rounds.jsonl")) == 5
-    assert trained[2] > 1.3 * min(trained[1], trained[3]), "0.15 cores instead of 0.5"
+    assert len(rows(run, "rounds.jsonl")) == 4
+    assert trained[2] > 1.3 * trained[1], "0.15 cores instead of 0.5"
     page = (run / "report" / "report.html").read_text()
     assert "What changed while it trained" in page and "round_times" in page
     assert json.loads((run / "lock.json").read_text())["experiment"]["timeline"]["events"][0]["for"] == 1.0

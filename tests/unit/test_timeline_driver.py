@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_conditions import DEVICE, NOTHING, SHAPE, Net, net, root_alone
 
 from fltestbed import events, inventory
-from fltestbed.conditions import Action, Outcome, Target
+from fltestbed.conditions import Action, Outcome, Sessions, Target
 from fltestbed.errors import PreflightError
 from fltestbed.timeline import conduct
 from fltestbed.timeline.driver import Driver, Row
 from fltestbed.timeline.ledger import Ledger, line
 from fltestbed.timeline.schedule import Step, When
 
+__all__ = ["net"]  # a fixture
 LOCAL = {"ansible_connection": "local", "ansible_user": "root", "ansible_become": False}
 CLIENTS = {"pi-1": ["pi-1"], "pi-2": ["pi-2-1", "pi-2-2"]}
 
@@ -210,6 +212,43 @@ def test_an_end_in_the_middle_of_an_action_waits_for_it_and_does_no_more() -> No
     assert time.monotonic() - began < 20
     assert kinds(book.rows) == [("pi-1", "throttle", "ok"), ("pi-1", "throttle", "skipped"), ("pi-1", "restore", "ok")]
     assert devices.applied == [("pi-1", "throttle", ())]
+
+
+@root_alone
+def test_a_schedule_changes_a_kernel_and_its_end_puts_all_back(net: Net) -> None:
+    """True sessions, tc and iptables, in a network of their own."""
+    book, seen = Book(), []
+    steps = [
+        Step(1, "timeline.events.0", When("seconds", 0.5), Target("here"), SHAPE),
+        Step(2, "timeline.events.1", When("seconds", 0.5), Target("here"), Action("partition")),
+        Step(3, "timeline.events.0", When("seconds", 2), Target("here"), Action("unshape"), ends=1),
+        Step(4, "timeline.events.2", When("round", 2), Target("here"), SHAPE),
+        Step(5, "timeline.events.3", When("seconds", 600), Target("here"), Action("rejoin")),
+    ]
+    with Sessions(DEVICE, ["here"]) as sessions, Driver(steps, sessions, {"here": ["here"]}, book) as driver:
+        driver.begin()
+        for count in (2, 3):
+            book.wait(count)
+            seen.append(net.changed())
+        driver.hear(ended(1))
+        book.wait(4)
+        seen.append(net.changed())
+    assert seen == [
+        dict.fromkeys(NOTHING, True),
+        NOTHING | {"partition": True, "state": True},
+        dict.fromkeys(NOTHING, True),
+    ]
+    assert net.changed() == NOTHING
+    assert [(row["action"], row["outcome"]) for row in book.rows] == [
+        ("shape", "ok"),
+        ("partition", "ok"),
+        ("unshape", "ok"),
+        ("shape", "ok"),
+        ("rejoin", "not due"),
+        ("restore", "ok"),
+    ]
+    assert all(-0.5 < row["error_seconds"] < 20 for row in book.rows if row["outcome"] == "ok")
+    print("late, s:", [row["error_seconds"] for row in book.rows])
 
 
 def lab(folder: Path) -> inventory.Testbed:

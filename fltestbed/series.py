@@ -68,43 +68,41 @@ def _of(role: str, name: str, more: str = "") -> str:
     return f'container_{name}{{role="{role}"{more}}}'
 
 
-_RAW = (
-    {
-        "client:cpu:seconds_total": _of("client", "cpu_usage_seconds_total"),
-        "client:cpu_throttled:seconds_total": _of("client", "cpu_cfs_throttled_seconds_total"),
-        "client:memory_used:bytes": _of("client", "memory_working_set_bytes"),
-        "client:memory_max:bytes": _of("client", "memory_max_usage_bytes"),
-        "client:oom_kills:total": _of("client", "oom_events_total"),
-        # SuperNode's way to the server is its first network, by the networks' names in the compose file.
-        "client:network_received:bytes_total": _of("supernode", "network_receive_bytes_total", ',interface="eth0"'),
-        "client:network_sent:bytes_total": _of("supernode", "network_transmit_bytes_total", ',interface="eth0"'),
-        "supernode:cpu:seconds_total": _of("supernode", "cpu_usage_seconds_total"),
-        "supernode:memory_used:bytes": _of("supernode", "memory_working_set_bytes"),
-        "device:oom_kills:total": "node_vmstat_oom_kill",
-        "device:energy_rapl:joules_total": "node_rapl_package_joules_total",
-    }
-    | {
-        f"condition:{kind}:bool": f'fltestbed_condition{{kind="{kind}"}}'
-        for kind in ("throttle", "shape", "pause", "kill", "partition")
-    }
-    | {
-        rule: rule
-        for rule in (
-            "client:cpu_limit:cores",
-            "client:cpu_throttled:ratio",
-            "client:cpu_used:cores",
-            "client:memory_limit:bytes",
-            "device:clock_ahead:seconds",
-            "device:cpu_used:ratio",
-            "device:disk_used:ratio",
-            "device:memory_used:ratio",
-            "device:network_received:bytes_per_second",
-            "device:network_sent:bytes_per_second",
-            "device:temperature:celsius",
-            "device:up:bool",
-        )
-    }
-)
+_CONDITIONS = {
+    f"condition:{kind}:bool": f'fltestbed_condition{{kind="{kind}"}}'
+    for kind in ("throttle", "shape", "pause", "kill", "partition")
+}
+_RAW = {
+    **_CONDITIONS,
+    "client:cpu:seconds_total": _of("client", "cpu_usage_seconds_total"),
+    "client:cpu_throttled:seconds_total": _of("client", "cpu_cfs_throttled_seconds_total"),
+    "client:memory_used:bytes": _of("client", "memory_working_set_bytes"),
+    "client:memory_max:bytes": _of("client", "memory_max_usage_bytes"),
+    "client:oom_kills:total": _of("client", "oom_events_total"),
+    # SuperNode's way to the server is its first network, by the networks' names in the compose file.
+    "client:network_received:bytes_total": _of("supernode", "network_receive_bytes_total", ',interface="eth0"'),
+    "client:network_sent:bytes_total": _of("supernode", "network_transmit_bytes_total", ',interface="eth0"'),
+    "supernode:cpu:seconds_total": _of("supernode", "cpu_usage_seconds_total"),
+    "supernode:memory_used:bytes": _of("supernode", "memory_working_set_bytes"),
+    "device:oom_kills:total": "node_vmstat_oom_kill",
+    "device:energy_rapl:joules_total": "node_rapl_package_joules_total",
+} | {
+    rule: rule
+    for rule in (
+        "client:cpu_limit:cores",
+        "client:cpu_throttled:ratio",
+        "client:cpu_used:cores",
+        "client:memory_limit:bytes",
+        "device:clock_ahead:seconds",
+        "device:cpu_used:ratio",
+        "device:disk_used:ratio",
+        "device:memory_used:ratio",
+        "device:network_received:bytes_per_second",
+        "device:network_sent:bytes_per_second",
+        "device:temperature:celsius",
+        "device:up:bool",
+    )
+}
 """Metrics by the selectors whose samples they are; where one selects several series, their sum."""
 
 _COMPUTED = {

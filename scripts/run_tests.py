@@ -19,9 +19,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 # ansible.cfg refuses to go without an inventory.
 LINT_ROLES = "env ANSIBLE_INVENTORY=inventories/virtual ansible-lint --nocolor -q"
+# A file stays on one core: the tests of test_cli_commands share the lock of a testbed's name.
 PARTS = {
     "lint": ["ruff check", "ruff format --check", "mypy", "yamllint --strict .", LINT_ROLES],
-    "unit": ["pytest -n auto --maxprocesses 4 --dist loadgroup tests/unit tests/contract"],
+    "unit": ["pytest -n auto --maxprocesses 4 --dist loadfile tests/unit tests/contract"],
     "molecule": ["molecule test --scenario-name default", "molecule test --scenario-name cluster"],
     "e2e": ["pytest tests/e2e"],
 }

@@ -18,7 +18,6 @@ from small_dataset import write_idx
 from fltestbed.paths import content_dir
 
 REPOSITORY = Path(__file__).parents[2]
-pytestmark = pytest.mark.xdist_group("virtual")  # the lock on the server goes by the testbed's name
 PROGRAM = "from fltestbed.cli import main; main()"
 INVENTORY = {
     "testbed": {

@@ -119,7 +119,7 @@ def test_conditions_change_in_the_middle_of_training(lab: Lab) -> None:
     lasted = {row["round"]: seconds(row) for row in rows(run, "clients.jsonl") if row["client"] == DEVICE}
     print("pi-3's rounds, s:", lasted, "all rounds, s:", [row["seconds"] for row in rows(run, "rounds.jsonl")])
     assert len(rows(run, "rounds.jsonl")) == 4
-    assert lasted[2] > 1.5 * lasted[1], "0.15 cores instead of 0.5, and 1 Mbit/s"
+    assert lasted[2] > 1.2 * lasted[1], "0.15 cores instead of 0.5, and 1 Mbit/s"
     page = (run / "report" / "report.html").read_text()
     assert "What changed while it trained" in page and "round_times" in page
     assert json.loads((run / "lock.json").read_text())["experiment"]["timeline"]["events"][0]["for"] == 1.0

@@ -169,7 +169,7 @@ class Driver:
         outcome = self._conditions.apply(step.target.device, step.action, step.target.clients)
         with self._news:
             self._take_over(step, outcome.ok)
-        said = outcome.text if outcome.ok else f"{words(step.action)}: {outcome.text}"
+        said = words(step.action) if outcome.ok else f"{words(step.action)}: {outcome.text}"
         self._note(step, moment, outcome, "ok" if outcome.ok else "failed", said)
 
     def _against(self, step: Step) -> str:

@@ -13,7 +13,7 @@ demo: ## Virtual devices, a testbed on them, a trained model: nothing but this m
 
 test: ## Every test, each part timed; what the tests made is removed
 	@scripts/venv dev
-	@.venv/bin/python scripts/run_tests.py lint unit molecule e2e
+	@.venv/bin/python scripts/run_tests.py lint molecule e2e,purge+unit
 
 lint: ## Style, types and rules
 	@scripts/venv dev
@@ -29,7 +29,7 @@ molecule: ## The roles on virtual devices
 
 e2e: ## The command line and real training on virtual devices
 	@scripts/venv dev
-	@.venv/bin/python scripts/run_tests.py e2e
+	@.venv/bin/python scripts/run_tests.py e2e purge
 
 venv: ## .venv with the tools of the tests
 	@scripts/venv dev

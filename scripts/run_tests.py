@@ -1,7 +1,8 @@
-"""Runs parts of the tests in order, stops at the first failure, and removes what the tests made.
+"""Runs parts of the tests, stops at the first failure, and removes what the tests made.
 
-`python scripts/run_tests.py lint unit molecule e2e`. The last line is `N passed, N failed`:
-pytest's tests, and one for each other command.
+`python scripts/run_tests.py lint molecule e2e,purge+unit`: arguments one after the other, what has a comma between it
+side by side, what has a plus one after the other again. The last line is `N passed, N failed`: pytest's tests, and one
+for each other command.
 """
 
 import contextlib
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -24,15 +26,18 @@ PARTS = {
     "lint": ["ruff check", "ruff format --check", "mypy", "yamllint --strict .", LINT_ROLES],
     "unit": ["pytest -n auto --maxprocesses 4 --dist loadfile tests/unit tests/contract"],
     "molecule": ["molecule test --scenario-name default", "molecule test --scenario-name cluster"],
-    "e2e": ["pytest tests/e2e"],
+    "e2e": ["pytest tests/e2e --ignore tests/e2e/test_purge.py"],
+    "purge": ["pytest tests/e2e/test_purge.py"],
 }
 TESTBEDS = ("molecule-default", "molecule-cluster", "e2e", "purge")  # whose virtual devices are the tests' own
+RUNNING: set["subprocess.Popen[bytes]"] = set()
 ENVIRONMENT = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}", "PWD": str(ROOT)}
 
 
 def main(names: list[str]) -> int:
     """Run the parts; return the exit code."""
-    on_devices = {"molecule", "e2e"} & set(names)
+    parts = set(re.split("[,+]", ",".join(names)))
+    on_devices = parts & {"molecule", "e2e", "purge"}
     if on_devices and os.geteuid() != 0 and subprocess.run(["sudo", "-n", "true"], check=False).returncode:
         print("error: the tests on virtual devices need root, and sudo asks for a password", file=sys.stderr)
         print("hint: run them as root or with a sudo that asks for none; make lint unit needs neither", file=sys.stderr)
@@ -46,14 +51,20 @@ def main(names: list[str]) -> int:
     rows: list[tuple[str, float, int, int]] = []
     interrupted = False
     try:
-        if "e2e" in names:
+        if "e2e" in parts:
             install_browser()
-        for name in names:
-            rows.append(run_part(name))
-            if rows[-1][3]:
+        for group in names:
+            shown, *aside = group.split(",")
+            pool = ThreadPoolExecutor(max(1, len(aside)))
+            others = [pool.submit(run_lane, lane, show=False) for lane in aside]
+            rows += run_lane(shown)
+            rows += [row for other in others for row in other.result()]
+            if any(row[3] for row in rows):
                 break
     except KeyboardInterrupt:
         interrupted = True
+        for process in list(RUNNING):
+            interrupt(process)
     finally:
         if on_devices:
             remove_devices()
@@ -69,13 +80,22 @@ def main(names: list[str]) -> int:
     return 130 if interrupted else int(any(row[3] for row in rows))
 
 
-def run_part(name: str) -> tuple[str, float, int, int]:
+def run_lane(lane: str, *, show: bool = True) -> list[tuple[str, float, int, int]]:
+    """Run parts one after the other until one fails; return their rows."""
+    rows = []
+    for name in lane.split("+"):
+        rows.append(run_part(name, show=show))
+        if rows[-1][3]:
+            break
+    return rows
+
+
+def run_part(name: str, *, show: bool) -> tuple[str, float, int, int]:
     """Run a part's commands until one fails; return (name, seconds, passed, failed)."""
     began = time.monotonic()
     passed = failed = 0
     for command in PARTS[name]:
-        print(f"\n$ {command}", flush=True)
-        code, last = run(command.split())
+        code, last = run(command.split(), show=show)
         counts = {what: int(count) for count, what in re.findall(r"(\d+) (passed|failed|error)", last)}
         if command.startswith("pytest") and counts:
             passed += counts.get("passed", 0)
@@ -88,8 +108,8 @@ def run_part(name: str) -> tuple[str, float, int, int]:
     return name, time.monotonic() - began, passed, failed
 
 
-def run(command: list[str]) -> tuple[int, str]:
-    """Run a command, show its output as it comes; return its exit code and last line.
+def run(command: list[str], *, show: bool = True) -> tuple[int, str]:
+    """Run a command, show its output as it comes or when it has ended; return its exit code and last line.
 
     The output goes through a file, not a pipe: a pipe stays open as long as something in the background holds it.
     """
@@ -97,22 +117,26 @@ def run(command: list[str]) -> tuple[int, str]:
         process = subprocess.Popen(
             command, cwd=ROOT, env=ENVIRONMENT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-        last = b""
-        try:
-            while True:
-                ended = process.poll() is not None
-                if said := shown.read():
-                    sys.stdout.buffer.write(said)
-                    sys.stdout.flush()
-                    last = ((last + said).rstrip().splitlines() or [b""])[-1]
-                if ended:
-                    return process.returncode, last.decode(errors="replace")
-                time.sleep(0.1)
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)  # so that it removes its own things first
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(60)
-            raise
+        RUNNING.add(process)
+        last, title = b"", f"\n$ {' '.join(command)}\n".encode()
+        while True:
+            ended = process.poll() is not None
+            if (show or ended) and (said := title + shown.read()):
+                title = b""
+                sys.stdout.buffer.write(said)
+                sys.stdout.flush()
+                last = ((last + said).rstrip().splitlines() or [b""])[-1]
+            if ended:
+                RUNNING.discard(process)
+                return process.returncode, last.decode(errors="replace")
+            time.sleep(0.1)
+
+
+def interrupt(process: "subprocess.Popen[bytes]") -> None:
+    """Let a command remove its own things, and end."""
+    with contextlib.suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
 
 
 def install_browser() -> None:
@@ -197,4 +221,4 @@ def below(pid: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:] or list(PARTS)))
+    sys.exit(main(sys.argv[1:]))

@@ -1,6 +1,7 @@
 """The driver of a timeline: steps at their moments, whatever the devices do, and all put back at the end."""
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -285,7 +286,8 @@ def test_true_sessions_survive_devices_that_refuse_and_that_do_not_answer(tmp_pa
     rows = events_of(run)
     assert [json.loads(row)["step"] for row in (run / "timeline.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
     by_step = {row["step"]: row for row in rows}
-    assert by_step[1]["outcome"] == "failed" and "there is no container of a client here" in by_step[1]["text"]
+    refusal = r"there is no container of a client here|no Docker engine answers"
+    assert by_step[1]["outcome"] == "failed" and re.search(refusal, by_step[1]["text"])
     assert by_step[2]["outcome"] == "failed" and "no answer" in by_step[2]["text"]
     assert by_step[3]["outcome"] == "ok"
     assert by_step[4]["outcome"] == "not due"

@@ -1,6 +1,6 @@
 """fltestbed throttle, shape, pause, kill, partition, reboot, rejoin, restore."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -54,58 +54,29 @@ def shape(
     _change("shape", given, devices, share, seed, inventory, verbose, ask_become_pass)
 
 
-def pause(
-    devices: Devices,
-    share: Share = 1.0,
-    seed: Seed = 0,
-    inventory: Inventory = DEFAULT_INVENTORY,
-    verbose: Verbose = 0,
-    ask_become_pass: AskBecomePass = False,
-) -> None:
-    """Freeze clients until they rejoin."""
-    _change("pause", {}, devices, share, seed, inventory, verbose, ask_become_pass)
+def _without_parameters(kind: str, text: str) -> Callable[..., None]:
+    """Return the command of a condition that is either in force or not."""
+
+    def command(
+        devices: Devices,
+        share: Share = 1.0,
+        seed: Seed = 0,
+        inventory: Inventory = DEFAULT_INVENTORY,
+        verbose: Verbose = 0,
+        ask_become_pass: AskBecomePass = False,
+    ) -> None:
+        _change(kind, {}, devices, share, seed, inventory, verbose, ask_become_pass)
+
+    command.__name__, command.__doc__ = kind, text
+    return command
 
 
-def kill(
-    devices: Devices,
-    share: Share = 1.0,
-    seed: Seed = 0,
-    inventory: Inventory = DEFAULT_INVENTORY,
-    verbose: Verbose = 0,
-    ask_become_pass: AskBecomePass = False,
-) -> None:
-    """End clients, as a crash would; they stay dead until they rejoin."""
-    _change("kill", {}, devices, share, seed, inventory, verbose, ask_become_pass)
-
-
-def partition(
-    devices: Devices,
-    share: Share = 1.0,
-    seed: Seed = 0,
-    inventory: Inventory = DEFAULT_INVENTORY,
-    verbose: Verbose = 0,
-    ask_become_pass: AskBecomePass = False,
-) -> None:
-    """Cut devices off from the server's testbed until they rejoin.
-
-    SSH and monitoring go on.
-    """
-    _change("partition", {}, devices, share, seed, inventory, verbose, ask_become_pass)
-
-
-def reboot(
-    devices: Devices,
-    share: Share = 1.0,
-    seed: Seed = 0,
-    inventory: Inventory = DEFAULT_INVENTORY,
-    verbose: Verbose = 0,
-    ask_become_pass: AskBecomePass = False,
-) -> None:
-    """Start devices anew.
-
-    It does not wait until they are back.
-    """
-    _change("reboot", {}, devices, share, seed, inventory, verbose, ask_become_pass)
+pause = _without_parameters("pause", "Freeze clients until they rejoin.")
+kill = _without_parameters("kill", "End clients, as a crash would; they stay dead until they rejoin.")
+partition = _without_parameters(
+    "partition", "Cut devices off from the server's testbed until they rejoin.\n\nSSH and monitoring go on."
+)
+reboot = _without_parameters("reboot", "Start devices anew.\n\nIt does not wait until they are back.")
 
 
 def rejoin(

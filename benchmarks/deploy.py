@@ -50,16 +50,15 @@ class Bench:
     def __init__(self, folder: Path, devices: int) -> None:
         self.folder = folder
         self.inventory = folder / "inventories" / NAME
-        self.names = [f"device-{number}" for number in range(1, devices + 1)]
         self.environment = os.environ | {"PWD": str(folder), "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
         shutil.copytree(REPOSITORY / "inventories" / "virtual", self.inventory)
         for file in self.inventory.rglob("*.yml"):
             text = file.read_text().replace("172.28.1.", SUBNET).replace(".fltestbed/virtual", f".fltestbed/{NAME}")
             file.write_text(text)
-        self.write_hosts({})
+        self.write_hosts(devices)
 
-    def write_hosts(self, cpus: dict[str, float]) -> None:
-        """Write the inventory; `cpus` has the limit of clients that differ from 0.2 cores."""
+    def write_hosts(self, devices: int, first_cpus: float = 0.2) -> None:
+        """Write an inventory of so many devices; `first_cpus` are the cores of the first one's client."""
         light = "virtual_device_cpus: 2, virtual_device_memory: 1536m"
         lines = [
             "testbed:",
@@ -68,10 +67,12 @@ class Bench:
             "    supernodes:",
             "      hosts:",
         ]
-        for number, name in enumerate(self.names):
-            client = f"{{cpus: {cpus.get(name, 0.2)}, memory: 512m}}"
-            address = f"ansible_host: {SUBNET}{20 + number}"
-            lines.append(f"        {name}: {{{address}, {light}, testbed_clients: [{client}]}}")
+        for number in range(1, devices + 1):
+            client = f"{{cpus: {first_cpus if number == 1 else 0.2}, memory: 512m}}"
+            address = f"ansible_host: {SUBNET}{19 + number}"
+            lines.append(f"        device-{number}: {{{address}, {light}, testbed_clients: [{client}]}}")
+        self.addresses = {"server": f"{SUBNET}10"}
+        self.addresses |= {f"device-{number}": f"{SUBNET}{19 + number}" for number in range(1, devices + 1)}
         (self.inventory / "hosts.yml").write_text("\n".join(lines) + "\n")
 
     def run(self, *command: str) -> None:
@@ -86,23 +87,23 @@ class Bench:
     def fltestbed(self, *arguments: str) -> None:
         self.run(str(BIN / "fltestbed"), *arguments, "-i", NAME)
 
-    def up(self, hosts: Sequence[str]) -> None:
-        self.fltestbed("up", "--limit", ",".join(hosts))
+    def up(self) -> None:
+        self.fltestbed("up")
 
-    def plain(self, hosts: Sequence[str]) -> None:
+    def plain(self) -> None:
         """Keep the same state by plain tasks."""
         playbook = str(REPOSITORY / "benchmarks" / "plain.yml")
         config = {"ANSIBLE_CONFIG": str(REPOSITORY / "ansible.cfg")}
         before, self.environment = self.environment, self.environment | config
         try:
             self.run(
-                str(BIN / "ansible-playbook"), "-i", str(self.inventory), playbook, "--limit", ",".join(hosts),
+                str(BIN / "ansible-playbook"), "-i", str(self.inventory), playbook,
                 "-e", f"project=fltestbed-{NAME}", "-e", f"root=/opt/fltestbed/{NAME}",
             )  # fmt: skip
         finally:
             self.environment = before
 
-    def floor(self, hosts: Sequence[str]) -> None:
+    def floor(self) -> None:
         """Open a connection to every host at once, and run `true`."""
         ssh = self.folder / ".fltestbed" / NAME / "ssh"
         options = [
@@ -113,22 +114,21 @@ class Bench:
             "-o",
             "IdentitiesOnly=yes",
         ]
-        addresses = [SUBNET + ("10" if name == "server" else str(20 + self.names.index(name))) for name in hosts]
-        with ThreadPoolExecutor(len(hosts)) as pool:
-            list(pool.map(lambda address: self.run("ssh", *options, f"pi@{address}", "true"), addresses))
+        with ThreadPoolExecutor(len(self.addresses)) as pool:
+            list(pool.map(lambda address: self.run("ssh", *options, f"pi@{address}", "true"), self.addresses.values()))
 
-    def measure(self, work: Callable[[Sequence[str]], None], hosts: Sequence[str]) -> Cost:
-        """Do some work on hosts, with connections opened anew; the devices' own idle CPU is taken off."""
+    def measure(self, work: Callable[[], None]) -> Cost:
+        """Do some work on all hosts, with connections opened anew; the devices' own idle CPU is taken off."""
         self.close_connections()
-        (cpu, _), began = self.used(hosts), time.monotonic()
+        (cpu, _), began = self.used(), time.monotonic()
         time.sleep(5)
-        quiet, between = self.used(hosts)
+        quiet, between = self.used()
         idle = (quiet - cpu) / (time.monotonic() - began)
         own, began = _children(), time.monotonic()
-        work(hosts)
-        seconds, (cpu, received) = time.monotonic() - began, self.used(hosts)
-        device = max(cpu - quiet - idle * seconds, 0) / len(hosts)
-        return Cost(seconds, _children() - own, device, (received - between) / len(hosts))
+        work()
+        seconds, (cpu, received) = time.monotonic() - began, self.used()
+        device = max(cpu - quiet - idle * seconds, 0) / len(self.addresses)
+        return Cost(seconds, _children() - own, device, (received - between) / len(self.addresses))
 
     def close_connections(self) -> None:
         """End the SSH connections that Ansible keeps open to the devices."""
@@ -137,10 +137,10 @@ class Bench:
             if str(Path("~/.ansible/cp").expanduser()) in title:
                 os.kill(int(pid), 15)
 
-    def used(self, hosts: Sequence[str]) -> tuple[float, int]:
+    def used(self) -> tuple[float, int]:
         """Return what the devices used so far, all that runs in them included: CPU seconds and bytes received."""
         cpu, received = 0.0, 0
-        for name in hosts:
+        for name in self.addresses:
             stats = testbed_docker.get(f"/containers/{NAME}-{name}/stats?stream=false&one-shot=true")
             cpu += stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
             received += sum(network["rx_bytes"] for network in stats["networks"].values())
@@ -161,10 +161,10 @@ def median(costs: Sequence[Cost]) -> Cost:
     return Cost(*(statistics.median(values) for values in zip(*(vars(cost).values() for cost in costs), strict=True)))
 
 
-def row(hosts: int, what: str, cost: Cost) -> str:
+def row(devices: int, what: str, cost: Cost) -> str:
     """Return a line of the table."""
     return (
-        f"| {hosts} | {what} | {cost.seconds:.1f} | {cost.controller_cpu:.1f} | {cost.device_cpu:.2f} | "
+        f"| {devices} | {what} | {cost.seconds:.1f} | {cost.controller_cpu:.1f} | {cost.device_cpu:.2f} | "
         f"{cost.device_bytes / 1000:.0f} |"
     )
 
@@ -189,23 +189,21 @@ def main() -> None:
 
 def measure(bench: Bench, sizes: Sequence[int], repeat: int) -> None:
     """Print the table's lines, size by size: a larger testbed is the smaller one and more devices."""
-    done: list[str] = []
     for size in sizes:
-        hosts = ["server", *bench.names[:size]]
-        new = [name for name in hosts if name not in done]
-        print(row(len(new), "first `up` of these", bench.measure(bench.up, new)), flush=True)
-        done = hosts
-        bench.up(hosts)
+        bench.write_hosts(size)
+        print(row(size, "first `up` of these, or of those that came", bench.measure(bench.up)), flush=True)
         for what, work in (
             ("`up`, nothing to do", bench.up),
             ("plain tasks, nothing to do", bench.plain),
             ("ssh true", bench.floor),
         ):
-            print(row(size, what, median([bench.measure(work, hosts) for _ in range(repeat)])), flush=True)
-        bench.write_hosts({bench.names[0]: 0.3})
-        print(row(size, "`up`, one client changed", bench.measure(bench.up, hosts)), flush=True)
-        bench.write_hosts({})
-        bench.up(hosts)
+            work()  # what the one before left to do
+            print(row(size, what, median([bench.measure(work) for _ in range(repeat)])), flush=True)
+        bench.up()
+        bench.write_hosts(size, first_cpus=0.3)
+        print(row(size, "`up`, one client changed", bench.measure(bench.up)), flush=True)
+        bench.write_hosts(size)
+        bench.up()
 
 
 if __name__ == "__main__":

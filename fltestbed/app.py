@@ -6,6 +6,7 @@ import tomllib
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -104,7 +105,9 @@ def lacking(dependencies: Iterable[str], requires_python: str, image: Mapping[st
     `image` has `python` and `machine`, as Python and `uname -m` say them, and `packages`, versions by name. Extras are
     taken as there where their package is: flwr's are for simulations alone.
     """
-    packages = {canonicalize_name(name): version for name, version in image["packages"].items()}
+    # Every container has a part of fltestbed.
+    held_there = {"fltestbed": version("fltestbed"), **image["packages"]}
+    packages = {canonicalize_name(name): held for name, held in held_there.items()}
     environment = {
         "python_version": ".".join(image["python"].split(".")[:2]),
         "python_full_version": image["python"],

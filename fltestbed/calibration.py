@@ -15,7 +15,7 @@ _PAGE = 65536  # bytes: kernels round a memory limit down to a page
 
 Calibration = dict[str, Any]
 """What was measured of a client: samples_per_second and peak_memory_bytes (of its container) with its own batch_size;
-model, cpus (cores or None), memory (bytes or None), threads, time; and batch_sizes, a list of batch_size,
+model, width, cpus (cores or None), memory (bytes or None), threads, time; and batch_sizes, a list of batch_size,
 samples_per_second, peak_memory_bytes, cores (that it got) and throttled (the share of its quota's periods in which it
 was used up). A peak is that since the training began, with the smaller sizes before."""
 
@@ -65,6 +65,7 @@ def calibrations(
         else:
             good[name] = own | {
                 "model": experiment.model,
+                "width": client["settings"].get("width", experiment.train.width),
                 "cpus": client["cpus"],
                 "memory": client["memory"],
                 "threads": answer["rows"][0]["threads"],

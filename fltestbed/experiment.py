@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -22,29 +22,13 @@ from fltestbed.fields import (
 )
 from fltestbed.fields import Part as _Part
 from fltestbed.fields import problem as _problem
+from fltestbed.known import KNOWN
 from fltestbed.paths import nearest
 from fltestbed.timeline.schema import Timeline
 from fltestbed.yaml_files import NotYaml, compose, duplicates, line
 
 MIN_EXAMPLES = 50
 """The least that a partition has, held-out part included."""
-
-
-class Known(NamedTuple):
-    """What is known of a data set by its name, before it is read."""
-
-    examples: int  # to train on
-    shape: tuple[int, int, int]  # of an image: channels, height, width
-    classes: int
-
-
-KNOWN = {
-    "cifar-10": Known(50_000, (3, 32, 32), 10),
-    "cifar-100": Known(50_000, (3, 32, 32), 100),
-    "fashion-mnist": Known(60_000, (1, 28, 28), 10),
-    "mnist": Known(60_000, (1, 28, 28), 10),
-}
-"""The data sets that any source has to have as everybody else has them."""
 
 
 class Data(_Part):
@@ -54,7 +38,7 @@ class Data(_Part):
     are `sequence_length` tokens long, and the next token is the label.
     """
 
-    source: Literal["debian", "folder", "hub"] = "debian"
+    source: Literal["debian", "device", "folder", "hub"] = "debian"
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$", validate_default=True)] = "fashion-mnist"
     path: Annotated[str | None, Field(validate_default=True)] = None
     tokens: Literal["characters", "words"] = "characters"
@@ -77,6 +61,8 @@ class Data(_Part):
             raise _problem("is missing", "write where the data lie, as in {source: folder, path: ../data/mnist}")
         if source in ("debian", "hub") and path is not None:
             raise _problem(f"the source {source} has no path", "take it out, or write source: folder")
+        if source == "device" and path is not None:
+            raise _problem("of the source device, the inventory says where", "write data: /path at each client there")
         return path
 
 
@@ -273,6 +259,20 @@ class Deadline(_Strategy):
     seconds: PositiveNumber | None = None
 
 
+class FedBuff(_Strategy):
+    """Keeps clients busy, and steps on the server for every `buffer` updates, by less for old ones."""
+
+    name: Literal["fedbuff"]
+    buffer: PositiveInt = 2
+    server_learning_rate: PositiveNumber = 1.0
+
+
+class HeteroFL(_Strategy):
+    """Has each client train a part of the model that is as wide as it can bear, and averages what the parts share."""
+
+    name: Literal["heterofl"]
+
+
 Strategy = Annotated[
     FedAvg
     | FedAvgM
@@ -289,9 +289,51 @@ Strategy = Annotated[
     | FedNova
     | TiFL
     | Oort
-    | Deadline,
+    | Deadline
+    | FedBuff
+    | HeteroFL,
     Field(discriminator="name"),
 ]
+
+
+class _Fixed(_Part):
+    noise_multiplier: NotNegative = 1.0
+    clipping_norm: PositiveNumber = 1.0
+
+
+class _Adaptive(_Part):
+    noise_multiplier: NotNegative = 1.0
+    initial_clipping_norm: PositiveNumber = 0.1
+    target_clipped_quantile: Annotated[float, Field(ge=0, le=1, strict=False)] = 0.5
+    clip_norm_lr: PositiveNumber = 0.2
+    clipped_count_stddev: NotNegative | None = None
+
+
+class ServerFixed(_Fixed):
+    """The server clips what the clients did to a norm, and adds noise to the mean."""
+
+    name: Literal["server-fixed"]
+
+
+class ClientFixed(_Fixed):
+    """The same, clipped by each client, so that the server sees no more of it."""
+
+    name: Literal["client-fixed"]
+
+
+class ServerAdaptive(_Adaptive):
+    """The server clips to a norm that follows a quantile of the clients' own, and adds noise to the mean."""
+
+    name: Literal["server-adaptive"]
+
+
+class ClientAdaptive(_Adaptive):
+    """The same, clipped by each client."""
+
+    name: Literal["client-adaptive"]
+
+
+Privacy = Annotated[ServerFixed | ClientFixed | ServerAdaptive | ClientAdaptive, Field(discriminator="name")]
 
 
 class Train(_Part):
@@ -303,6 +345,7 @@ class Train(_Part):
     momentum: Share = 0.9
     local_epochs: PositiveInt = 1
     data_fraction: Fraction = 1.0
+    width: Fraction = 1.0
 
 
 class When(_Part):
@@ -325,6 +368,7 @@ class Settings(_Part):
     data_fraction: Fraction | None = None
     participation: Fraction | None = None
     deadline: PositiveNumber | None = None
+    width: Fraction | None = None
 
 
 Capability = Literal["cpus", "memory", "samples_per_second"]
@@ -342,6 +386,7 @@ class Scale(_Part):
     local_epochs: Capability | None = None
     data_fraction: Capability | None = None
     participation: Capability | None = None
+    width: Capability | None = None
 
 
 class Balance(_Part):
@@ -376,6 +421,7 @@ class Experiment(_Part):
     data: Data = Data()
     partitioner: Partitioner = Iid(name="iid")
     strategy: Strategy = FedAvg(name="fedavg")
+    privacy: Privacy | None = None
     rounds: PositiveInt = 5
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 42
     train: Train = Train()
@@ -386,6 +432,23 @@ class Experiment(_Part):
     timeline: Timeline | None = None
     sweep: dict[str, list[Any]] | None = None
     repeats: PositiveInt = 1
+
+    @field_validator("privacy")
+    @classmethod
+    def _strategy_can_be_private(cls, privacy: Privacy | None, info: ValidationInfo) -> Privacy | None:
+        strategy = info.data.get("strategy")
+        if privacy and isinstance(strategy, FedBuff | HeteroFL):
+            what = f"Flower's wrappers take all clients to begin with one model, and those of {strategy.name} do not"
+            raise _problem(what, "take it out, or write another strategy")
+        return privacy
+
+    @field_validator("partitioner")
+    @classmethod
+    def _data_on_devices_stay(cls, partitioner: Partitioner, info: ValidationInfo) -> Partitioner:
+        data = info.data.get("data")
+        if data and data.source == "device" and partitioner != Iid(name="iid"):
+            raise _problem("data that lie on the devices are not split", "take partitioner out, or write {name: iid}")
+        return partitioner
 
     @field_validator("sweep")
     @classmethod
@@ -413,30 +476,65 @@ class Experiment(_Part):
                 f"fednova counts the steps of SGD, and train.optimizer is {train.optimizer}",
                 "write train.optimizer: sgd, or another strategy",
             )
+        if train.width < 1:
+            _require_parts(f"train.width is {train.width:g}", info)
         return train
+
+    @field_validator("rules")
+    @classmethod
+    def _strategy_can_have_widths(cls, rules: list[Rule], info: ValidationInfo) -> list[Rule]:
+        for number, rule in enumerate(rules, start=1):
+            if (rule.set and (rule.set.width or 1) < 1) or (rule.scale and rule.scale.width):
+                _require_parts(f"rule {number} makes clients' models narrower", info)
+        return rules
 
     def run_config(self) -> dict[str, str | int | float]:
         """Return what `flwr run --run-config` takes: the values that a client reads too."""
         return {
             "model": self.model,
             "seed": self.seed,
-            **{name.replace("_", "-"): value for name, value in self.train.model_dump().items()},
+            **{name.replace("_", "-"): value for name, value in self.train.model_dump(exclude={"width"}).items()},
         }
 
-    def require_clients(self, clients: int) -> None:
-        """Raise ExperimentError unless a testbed with so many clients can run this."""
-        if (self.min_clients or 1) > clients:
+    def require_clients(self, clients: Sequence[Mapping[str, Any]]) -> None:
+        """Raise ExperimentError unless a testbed with these clients, as an inventory resolves them, can run this."""
+        if (self.min_clients or 1) > len(clients):
             raise ExperimentError(
-                f"min_clients: is {self.min_clients}, but the inventory has {clients} clients",
+                f"min_clients: is {self.min_clients}, but the inventory has {len(clients)} clients",
                 "lower min_clients or add clients to the inventory",
             )
+        narrow = [client["client"] for client in clients if client.get("settings", {}).get("width", 1) < 1]
+        if narrow and not isinstance(self.strategy, HeteroFL):
+            raise ExperimentError(
+                f"strategy: {_WHOLE.format(self.strategy.name)}, "
+                f"but the inventory gives {', '.join(narrow)} a width below 1",
+                _PARTS,
+            )
+        if self.data.source == "device":
+            if without := [client["client"] for client in clients if not client.get("data")]:
+                raise ExperimentError(
+                    f"data.source: is device, but the inventory names no data of {', '.join(without)}",
+                    "write the path on the device, as in testbed_client: {data: /srv/data}, and run fltestbed up",
+                )
+            return
         known = KNOWN.get(self.data.name)
-        if known and clients > (most := known.examples // MIN_EXAMPLES):
+        if known and len(clients) > (most := known.examples // MIN_EXAMPLES):
             raise ExperimentError(
                 f"data.name: {self.data.name} can be split into {most} partitions of at least {MIN_EXAMPLES} examples, "
-                f"but the inventory has {clients} clients",
+                f"but the inventory has {len(clients)} clients",
                 "use fewer clients",
             )
+
+
+_WHOLE = "{} has every client train the whole model"
+_PARTS = "write strategy: {name: heterofl}, or take width out"
+
+
+def _require_parts(what: str, info: ValidationInfo) -> None:
+    """Raise a problem unless the strategy, if it is one, lets clients train parts of the model."""
+    strategy = info.data.get("strategy")
+    if strategy and not isinstance(strategy, HeteroFL):
+        raise _problem(f"{what}, and {_WHOLE.format(strategy.name)}", _PARTS)
 
 
 def split(settings: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -583,7 +681,13 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
 def _without_tag(location: tuple[str | int, ...]) -> list[str]:
     """Return where an error is in the file: pydantic puts a union's tag behind the key of the union."""
     names = [str(name) for name in location]
-    tag = 3 if names[:2] == ["timeline", "churn"] else 1 if names[0] in ("partitioner", "strategy") else len(names)
+    tag = (
+        3
+        if names[:2] == ["timeline", "churn"]
+        else 1
+        if names[0] in ("partitioner", "privacy", "strategy")
+        else len(names)
+    )
     return names[:tag] + names[tag + 1 :] if len(names) > tag + 1 else names
 
 

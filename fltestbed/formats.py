@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fltestbed.errors import ExperimentError
-from fltestbed.experiment import KNOWN, Data
+from fltestbed.known import KNOWN
 
 _IMAGES = (".png", ".jpg", ".jpeg", ".bmp")
 _ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2")
@@ -31,6 +31,21 @@ _KNOWN_FORMATS = """known are
   Parquet: train*.parquet, test*.parquet, with an image and a label in each row
   images: train/<label>/*.png, test/<label>/*.png
   text: train.txt, test.txt; or *.txt, one file a writer, in train and test or without a test part"""
+
+
+class Asked(Protocol):
+    """What is said of the files beside where they are; an experiment's `data`, for one."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def source(self) -> str: ...
+    @property
+    def tokens(self) -> str: ...
+    @property
+    def sequence_length(self) -> int: ...
+    @property
+    def vocabulary(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -55,14 +70,14 @@ class _Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Files:
-    """A folder, an archive or a file on the controller, and what an experiment says of it."""
+    """A folder, an archive or a file, and what an experiment says of it."""
 
     path: Path
-    data: Data
+    data: Asked
 
     def fingerprint(self) -> str:
         """Return a hash of the names and contents of the files, and of what they are read with."""
-        asked = self.data.model_dump(exclude={"source", "path"})
+        asked = {key: getattr(self.data, key) for key in ("name", "tokens", "sequence_length", "vocabulary")}
         digest = hashlib.sha256(repr(sorted(asked.items())).encode())
         files = sorted(path for path in self.path.rglob("*") if path.is_file()) if self.path.is_dir() else [self.path]
         for path in files:
@@ -83,6 +98,11 @@ class Files:
                     raise ExperimentError(
                         f"{self.path}: there is no data set in a known format", f"see the names: {_KNOWN_FORMATS}"
                     )
+                if self.data.source == "device" and read in (_image_folders, _text):
+                    what = (
+                        "images in folders, and text, are numbered by what is there: it differs from device to device"
+                    )
+                    raise ExperimentError(f"{self.path}: {what}", "bring them as .npz, IDX, CIFAR or Parquet")
                 found = read(folder, self.data)
         except _Unreadable as error:
             path, what = error.args
@@ -96,6 +116,7 @@ class Files:
             path = self.path / path.name  # in an archive, which was unpacked elsewhere
         hint = {
             "debian": f"remove {self.path} and run again, it is fetched anew; if a package put it there, reinstall it",
+            "device": "correct the files on the device, or the path in the inventory",
             "hub": f"remove {self.path} and run again, it is fetched anew",
         }.get(self.data.source, "fetch the file again, and compare its size and hash with the publisher's")
         return ExperimentError(f"{path}: the data set cannot be used: {what}", hint)
@@ -125,11 +146,11 @@ def _unpacked(path: Path) -> Iterator[Path]:
         yield folder
 
 
-def _reader(path: Path) -> Callable[[Path, Data], Dataset] | None:
+def _reader(path: Path) -> Callable[[Path, Asked], Dataset] | None:
     """Return the function that reads what is at the path."""
     if path.is_file():
         return {".npz": _npz, ".txt": _text}.get(path.suffix)
-    looks: tuple[tuple[str, Callable[[Path, Data], Dataset]], ...] = (
+    looks: tuple[tuple[str, Callable[[Path, Asked], Dataset]], ...] = (
         ("*-ubyte*", _idx),
         ("*_batch*.bin", _cifar),
         ("train.bin", _cifar),
@@ -142,7 +163,7 @@ def _reader(path: Path) -> Callable[[Path, Data], Dataset] | None:
     return next((read for pattern, read in looks if any(path.glob(pattern))), None)
 
 
-def _problem(data: Dataset, asked: Data) -> str | None:
+def _problem(data: Dataset, asked: Asked) -> str | None:
     """Return what is wrong with a data set that could be read, None if nothing is."""
     for part, inputs, labels in (
         ("train", data.train_inputs, data.train_labels),
@@ -161,6 +182,8 @@ def _problem(data: Dataset, asked: Data) -> str | None:
             return f"its examples are {_size(data.train_inputs)}, those of {asked.name} {_shape(known.shape)}"
         if data.classes != known.classes:
             return f"it has {data.classes} labels, {asked.name} has {known.classes}"
+    if asked.source == "device":
+        return None  # it has the labels that it has
     if data.train_inputs.ndim == 4 and (lacking := sorted({*range(data.classes)} - {*np.unique(data.train_labels)})):
         return f"it has no example of the label{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))} to train on"
     return None
@@ -185,7 +208,7 @@ def _bytes(path: Path) -> bytes:
         raise _Unreadable(path, error.strerror or "it cannot be read") from error
 
 
-def _of(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], asked: Data, classes: int | None = None) -> Dataset:
+def _of(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], asked: Asked, classes: int | None = None) -> Dataset:
     """Return a data set of images; without `classes`, as many as are known, or as the labels of the train part say."""
     known = KNOWN.get(asked.name)
     labels = {part: values.astype(np.int64) for part, (_, values) in parts.items()}
@@ -198,7 +221,7 @@ def _of(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], asked: Data, cla
     )
 
 
-def _idx(folder: Path, asked: Data) -> Dataset:
+def _idx(folder: Path, asked: Asked) -> Dataset:
     """Read the four files of MNIST and its relatives. The format: https://yann.lecun.org/exdb/mnist/"""
     return _of(
         {
@@ -223,7 +246,7 @@ def _idx_array(folder: Path, name: str, dimensions: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8, offset=header).reshape(shape)
 
 
-def _cifar(folder: Path, asked: Data) -> Dataset:
+def _cifar(folder: Path, asked: Asked) -> Dataset:
     """Read CIFAR's binary version. The format: https://www.cs.toronto.edu/~kriz/cifar.html"""
     fine = (folder / "train.bin").exists()  # CIFAR-100, with a coarse label before the fine one
     train = [folder / "train.bin"] if fine else sorted(folder.glob("data_batch_*.bin"))
@@ -244,7 +267,7 @@ def _cifar_rows(path: Path, labels: int) -> NDArray[np.uint8]:
     return np.frombuffer(content, dtype=np.uint8).reshape(-1, row)
 
 
-def _npz(path: Path, asked: Data) -> Dataset:
+def _npz(path: Path, asked: Asked) -> Dataset:
     parts = {}
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
@@ -271,7 +294,7 @@ def _channels_first(path: Path, images: NDArray[Any]) -> NDArray[np.uint8]:
     return images[:, None] if images.ndim == 3 else np.ascontiguousarray(images.transpose(0, 3, 1, 2))
 
 
-def _parquet(folder: Path, asked: Data) -> Dataset:
+def _parquet(folder: Path, asked: Asked) -> Dataset:
     """Read rows of an image, as a file's bytes, and a label, as the Hugging Face hub has them."""
     from pyarrow import parquet  # slow, and needed for nothing else here
 
@@ -306,7 +329,7 @@ def _column(path: Path, columns: Iterable[str], names: Sequence[str]) -> str:
     return found[0]
 
 
-def _image_folders(folder: Path, asked: Data) -> Dataset:
+def _image_folders(folder: Path, asked: Asked) -> Dataset:
     """Read a folder of images for each label; the labels are numbered in the order of their names."""
     names = sorted(path.name for path in (folder / "train").iterdir() if path.is_dir())
     parts = {}
@@ -349,7 +372,7 @@ def _stacked(path: Path, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint
     return np.stack(images)
 
 
-def _text(path: Path, asked: Data) -> Dataset:
+def _text(path: Path, asked: Asked) -> Dataset:
     """Read text as sequences that do not overlap, each labelled with the token behind it. A file is a group.
 
     The vocabulary is that of the train part: its characters, or its most frequent words. Token 0 is every other.
@@ -388,7 +411,7 @@ def _text_files(path: Path) -> dict[str, list[Path]]:
     return {"train": sorted({*path.glob("*.txt")} - {*test}), "test": test}
 
 
-def _tokens(path: Path, asked: Data) -> Sequence[str]:
+def _tokens(path: Path, asked: Asked) -> Sequence[str]:
     try:
         text = _bytes(path).decode()
     except UnicodeDecodeError as error:

@@ -23,12 +23,13 @@ SERVER_SERVICES = ("superlink", "serverapp", "proxy")
 """What runs on the server host, by the names in its compose file."""
 
 Client = dict[str, Any]
-"""One client: device, client (names), cpus (cores or None), memory (bytes or None), settings (training settings)."""
+"""One client: device, client (names), cpus (cores or None), memory (bytes or None), settings (of training), data."""
 
 _WATCHERS = ("prometheus", "grafana")
-SETTINGS = ("batch_size", "learning_rate", "local_epochs", "data_fraction", "participation", "deadline")
-CLIENT_KEYS = ("cpus", "memory", *SETTINGS)
-_PROFILE_KEYS = (*CLIENT_KEYS, "speed", "network", "source")
+SETTINGS = ("batch_size", "learning_rate", "local_epochs", "data_fraction", "participation", "deadline", "width")
+_NUMBERS = ("cpus", "memory", *SETTINGS)
+CLIENT_KEYS = (*_NUMBERS, "data")
+_PROFILE_KEYS = (*_NUMBERS, "speed", "network", "source")
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _NAME_RULE = "a to z, 0 to 9 and hyphens between them, at most 63 characters"
 _DOMAIN = re.compile(
@@ -222,6 +223,7 @@ def _resolve(
                 "cpus": merged.get("cpus"),
                 "memory": merged.get("memory"),
                 "settings": {key: merged[key] for key in SETTINGS if key in merged},
+                "data": merged.get("data"),
             }
         )
     for limit in ("cpus", "memory") if len(clients) > 1 and not problems else ():
@@ -557,12 +559,12 @@ def _template_in(at: str, value: Any) -> str:
 
 
 def _checked(at: str, entry: Any, problems: list[_Problem], known: tuple[str, ...] = CLIENT_KEYS) -> dict[str, Any]:
-    """Return an entry's client keys as numbers."""
+    """Return an entry's client keys, as numbers where they are."""
     if not isinstance(entry, Mapping):
         what, fix = f"{at} must be a mapping, not {entry!r}", "write it like {cpus: 1, memory: 512m}"
         problems.append(_Problem(at, what, fix))
         return {}
-    values = {}
+    values: dict[str, Any] = {}
     for key, value in entry.items():
         if key not in known:
             what = f"{at} has an unknown key {key!r}"
@@ -571,7 +573,13 @@ def _checked(at: str, entry: Any, problems: list[_Problem], known: tuple[str, ..
             problems.append(_Problem(f"{at}.speed", f"speed cannot be {value!r}", "write a number above 0, as in 0.5"))
         elif key == "network":
             problems += _network_problems(f"{at}.network", value)
-        elif key in CLIENT_KEYS and (number := _number(f"{at}.{key}", key, value, problems)) is not None:
+        elif key == "data":
+            if isinstance(value, str) and re.fullmatch(r"/[^:,$\s]+", value):
+                values[key] = value
+            else:
+                fix = "write an absolute path on the device, without spaces, colons, commas and $, as in /srv/data"
+                problems.append(_Problem(f"{at}.data", f"data cannot be {value!r}", fix))
+        elif key in _NUMBERS and (number := _number(f"{at}.{key}", key, value, problems)) is not None:
             values[key] = number
     return values
 
@@ -594,6 +602,7 @@ def _number(at: str, key: str, value: Any, problems: list[_Problem]) -> float | 
         "data_fraction": ("a number above 0, at most 1", float, 1e-12, 1),
         "participation": ("a number above 0, at most 1", float, 1e-12, 1),
         "deadline": ("a number of seconds above 0", float, 1e-3, 1e6),
+        "width": ("a number above 0, at most 1", float, 1e-12, 1),
     }
     expected, kind, least, most = rules[key]
     number: float | int | None = None
@@ -661,8 +670,8 @@ def _shared_defaults() -> dict[str, Any]:
     """Return what the role testbed sets where an inventory does not."""
     import yaml
 
-    files = sorted((content_dir() / "roles/testbed/defaults/main").glob("*.yml"))
-    return {key: value for file in files for key, value in yaml.safe_load(file.read_text(encoding="utf-8")).items()}
+    file = content_dir() / "roles/testbed/defaults/main.yml"
+    return dict(yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
 @functools.cache
@@ -671,7 +680,7 @@ def _specifications() -> dict[str, dict[str, Any]]:
     import yaml
 
     specs: dict[str, dict[str, Any]] = {}
-    for file in sorted((content_dir() / "roles").glob("*/meta/argument_specs.yml")):
+    for file in sorted((content_dir() / "roles").glob("*/meta/*_specs.yml")):
         for entry in yaml.safe_load(file.read_text(encoding="utf-8"))["argument_specs"].values():
             for name, option in (entry.get("options") or {}).items():
                 specs[name] = option | {"role": file.parents[1].name}

@@ -54,9 +54,8 @@ def view(folder: str) -> dict[str, Any]:
                 yield from origins(item, f"{at}.{index}", origin(item) or known)
 
     loader = DataLoader()
-    defaults: dict[str, Any] = {}
-    for file in sorted((content_dir() / "roles/testbed/defaults/main").glob("*.yml")):
-        defaults |= loader.load_from_file(str(file), trusted_as_template=True)
+    file = content_dir() / "roles/testbed/defaults/main.yml"
+    defaults: dict[str, Any] = loader.load_from_file(str(file), trusted_as_template=True)
     answer: dict[str, Any] = {"groups": {}, "hosts": {}}
     try:
         inventory = InventoryManager(loader=loader, sources=[folder])

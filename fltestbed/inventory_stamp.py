@@ -58,7 +58,7 @@ def _shared() -> list[Path]:
     return [
         content / "ansible.cfg",
         *sorted(content.glob("roles/*/defaults/**/*.yml")),
-        *sorted(content.glob("roles/*/meta/argument_specs.yml")),
+        *sorted(content.glob("roles/*/meta/*_specs.yml")),
         *sorted(Path(__file__).parent.glob("inventory*.py")),
         Path(__file__).with_name("network.py"),
         *(Path(place) / "release.py" for place in (ansible.submodule_search_locations or [] if ansible else [])),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fltestbed.errors import DiskError, ExperimentError, InventoryError, ResultsError
 
+_PROGRAM = ("__init__", "device_data", "errors", "formats", "known", "limits", "telemetry")
 _FULL = 10 * 2**20  # bytes below which a disk is taken for full
 _RUN_FILES = ("run.json", "lock.json", "experiment.json", "rounds.jsonl", "clients.jsonl")
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy")
@@ -22,6 +23,11 @@ def content_dir() -> Path:
     package = Path(__file__).parent
     packaged = package / "_content"
     return packaged if packaged.is_dir() else package.parent
+
+
+def program() -> dict[str, Path]:
+    """Return the modules of this package that an app can import in its containers, by their path there."""
+    return {f"fltestbed/{name}.py": Path(__file__).parent / f"{name}.py" for name in _PROGRAM}
 
 
 def state_dir(testbed: str) -> Path:

@@ -70,8 +70,8 @@ def resolve(file: Path | None, settings: Sequence[str], *, app: Path | None, con
 def prepare(plan: Plan, clients: Sequence[Client], *, cache_dir: Path, calibration: Path) -> dict[str, Any]:
     """Return what the Ansible module testbed_experiment returns; `changed` says whether shards had to be made.
 
-    `clients` are in the order of their partitions; `calibration` is the file that rules may ask. Raises
-    ExperimentError.
+    `clients` are in the order of their partitions; `calibration` is the file that rules may ask. Of data that lie on
+    the devices, only those know what they are. Raises ExperimentError.
     """
     if not clients:
         raise ExperimentError("the inventory has no clients", "add hosts to the group supernodes")
@@ -96,33 +96,29 @@ def prepare(plan: Plan, clients: Sequence[Client], *, cache_dir: Path, calibrati
     wanted = plan.experiment
     if wanted is None:
         return prepared
-    wanted.require_clients(len(clients))
+    wanted.require_clients(clients)
     measured = rules.read(calibration)
     rules.require(wanted, clients, measured)
-    partitions, made = partition.ensure(
+    if wanted.data.source == "device":
+        unknown = dict.fromkeys(("path", "sha256", "examples", "held_out", "labels"))
+        shards = [unknown] * len(clients)
+        resolved = rules.resolve(wanted, clients, [0] * len(clients), measured)
+        return prepared | {"experiment": wanted.model_dump(), "partitions": _partitions(clients, shards, resolved)}
+    split, made = partition.ensure(
         datasets.source(wanted.data, cache_dir=cache_dir, beside=plan.folder),
         wanted.partitioner,
         seed=wanted.seed,
         clients=len(clients),
         cache_dir=cache_dir,
     )
-    test_set = partitions.test_set
-    resolved = rules.resolve(wanted, clients, [shard.examples for shard in partitions.shards], measured)
+    test_set = split.test_set
+    shards = [{**vars(shard), "path": str(shard.path)} for shard in split.shards]
+    resolved = rules.resolve(wanted, clients, [shard.examples for shard in split.shards], measured)
     return prepared | {
         "changed": made,
         "experiment": wanted.model_dump(),
-        "partition_set": partitions.id,
-        "partitions": [
-            {
-                "device": client["device"],
-                "client": client["client"],
-                "id": number,
-                **vars(shard),
-                "path": str(shard.path),
-                **own._asdict(),
-            }
-            for number, (client, shard, own) in enumerate(zip(clients, partitions.shards, resolved, strict=True))
-        ],
+        "partition_set": split.id,
+        "partitions": _partitions(clients, shards, resolved),
         "test_set": {"path": str(test_set.path), "sha256": test_set.sha256, "examples": test_set.examples},
     }
 
@@ -171,3 +167,13 @@ def _require_keys(app: App, wanted: Experiment | None) -> None:
             f"{app.path / 'pyproject.toml'}: [tool.flwr.app.config] lacks {', '.join(missing)}",
             "add the keys with their defaults; or take out run, which only apps written for fltestbed have",
         )
+
+
+def _partitions(
+    clients: Sequence[Client], shards: Sequence[Mapping[str, Any]], resolved: Sequence[rules.Resolved]
+) -> list[dict[str, Any]]:
+    """Return of each client its place, its shard, and what it trains with."""
+    return [
+        {"device": client["device"], "client": client["client"], "id": number, **shard, **own._asdict()}
+        for number, (client, shard, own) in enumerate(zip(clients, shards, resolved, strict=True))
+    ]

@@ -50,7 +50,7 @@ _SAID = {
     "sent": "Sent successfully",
 }
 """What SuperNode says at each of a message's moments."""
-_ROUND = re.compile(r"\[RUN (\d+), ROUND (\d+)\]")
+_ROUND = re.compile(r"\[RUN (\d+)(?:, ROUND (\d+))?\]")
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def read_moments(log: Path, client: str, flwr_run: str) -> dict[int, Moments]:
         if not match or match[1] != f"supernode-{client}":
             continue
         if head := _ROUND.search(match[3]):
-            current = int(head[2]) if head[1] == flwr_run else None
+            current = int(head[2]) if head[1] == flwr_run and head[2] else None
         for moment, said in _SAID.items():
             if said in match[3] and current is not None:
                 at = datetime.fromisoformat(f"{match[2][:26].rstrip('Z')}+00:00").timestamp()

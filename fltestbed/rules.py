@@ -15,12 +15,13 @@ Measured = Mapping[str, Mapping[str, Any]]
 """What `fltestbed calibrate` found of each client, by its name.
 
 A client has samples_per_second, peak_memory_bytes, and what they were measured with: model, batch_size, cpus (cores or
-None) and memory (bytes or None). It may have batch_sizes, a list of those two figures of other batch sizes.
+None), memory (bytes or None) and, unless it was 1, width. It may have batch_sizes, a list of those two figures of other
+batch sizes.
 """
 
 _CALIBRATE = "fltestbed calibrate measures the clients"
 _WHOLE = {"batch_size": 65_536, "local_epochs": 1000}
-_SHARES = ("data_fraction", "participation")
+_SHARES = ("data_fraction", "participation", "width")
 
 
 class Resolved(NamedTuple):
@@ -41,7 +42,8 @@ def resolve(
     Raises ExperimentError where a rule needs of a client what is not known, or no setting can do what it asks.
     """
     require(experiment, clients, measured)
-    train = {"participation": 1.0} | experiment.train.model_dump(include={*_WHOLE, "learning_rate", "data_fraction"})
+    shared = {*_WHOLE, "learning_rate", "data_fraction", "width"}
+    train = {"participation": 1.0} | experiment.train.model_dump(include=shared)
     found = []
     for client, size in zip(clients, examples, strict=True):
         own = client["settings"]
@@ -75,14 +77,19 @@ def resolve(
 def require(experiment: Experiment, clients: Sequence[Client], measured: Measured) -> None:
     """Raise ExperimentError unless all is known that the rules of an experiment ask of the clients."""
     for number, rule in enumerate(experiment.rules, start=1):
+        if rule.balance and experiment.data.source == "device":
+            raise ExperimentError(
+                f"rules: rule {number} balances by numbers of examples, which data on devices tell in the run alone",
+                "take balance out; scale and set work there",
+            )
         asked = {"samples_per_second"} if {"samples_per_second"} & _figures(rule.when) else set()
         does = set(rule.scale.model_dump(exclude_none=True).values()) - {"batch_size"} if rule.scale else set()
         does |= {"memory", "peak_memory_bytes", "batch_size"} if rule.fit_memory else set()
         does |= {"samples_per_second", "batch_size"} if rule.balance else set()
         for client in clients:
-            _require(number, asked, experiment.model, client, measured)
+            _require(number, asked, experiment, client, measured)
             if _holds(rule.when, client, measured):
-                _require(number, does, experiment.model, client, measured)
+                _require(number, does, experiment, client, measured)
 
 
 def calibration_file(testbed: str) -> Path:
@@ -103,7 +110,7 @@ def read(file: Path) -> Measured:
     return measured
 
 
-def _require(number: int, keys: set[str], model: str, client: Client, measured: Measured) -> None:
+def _require(number: int, keys: set[str], experiment: Experiment, client: Client, measured: Measured) -> None:
     """Raise ExperimentError unless a client has the limits, and the measured figures, that are among the keys."""
     name = client["client"]
     for key, example in (("cpus", "1"), ("memory", "1g")):
@@ -117,8 +124,10 @@ def _require(number: int, keys: set[str], model: str, client: Client, measured: 
         return
     if name not in measured:
         raise ExperimentError(f"rules: rule {number} needs figures of {name} that were not measured", _CALIBRATE)
-    found = measured[name]
-    for key, value in {"model": model, "cpus": client["cpus"], "memory": client["memory"]}.items():
+    found = {"width": 1.0, **measured[name]}
+    width = client["settings"].get("width", experiment.train.width)
+    limits = {"cpus": client["cpus"], "memory": client["memory"]}
+    for key, value in ({"model": experiment.model, "width": width} | limits).items():
         if found.get(key) != value:
             raise ExperimentError(
                 f"rules: rule {number}: {name} was measured with {key} {found.get(key)}, which is {value} now",

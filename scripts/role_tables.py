@@ -37,8 +37,9 @@ def table(heads: list[str], rows: list[list[str]]) -> str:
 def variables(role: Path) -> str:
     """Return the table of a role's variables, in the order of its specification, each once."""
     options: dict[str, Mapping[str, Any]] = {}
-    for entry in read(role / "meta/argument_specs.yml")["argument_specs"].values():
-        options = {**(entry.get("options") or {}), **options}
+    for specs in sorted((role / "meta").glob("*_specs.yml")):
+        for entry in read(specs)["argument_specs"].values():
+            options = {**(entry.get("options") or {}), **options}
     if not options:
         return "The role has no variables."
     rows = []
@@ -50,7 +51,7 @@ def variables(role: Path) -> str:
 
 def profiles() -> str:
     """Return the table of the device profiles."""
-    known = read(ROOT / "roles/testbed/defaults/main/profiles.yml")["testbed_profiles"]
+    known = read(ROOT / "roles/testbed/defaults/main.yml")["testbed_profiles"]
     keys = ("rate_up", "rate_down", "delay", "jitter", "loss")
     rows = [
         [

@@ -1,7 +1,7 @@
 """Trains for a few seconds with each of several batch sizes, and says how fast that was. A program of its own.
 
-Its one argument is JSON: sha256 (of the client's shard), batch_sizes, seconds, and of the run config model, seed,
-optimizer, learning-rate and momentum. It prints a JSON object for each batch size, from the smallest on.
+Its one argument is JSON: sha256 (of the client's shard), width, batch_sizes, seconds, and of the run config model,
+seed, optimizer, learning-rate and momentum. It prints a JSON object for each batch size, from the smallest on.
 """
 
 import json
@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from testbed_app import data, limits, models
+from fltestbed import limits
+from testbed_app import data, models
 
 _STEPS = 2  # of a batch size at least, the first of which is not counted
 
@@ -28,7 +29,8 @@ def measure(setup: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     shard = data.load(setup["sha256"])
     threads = limits.threads()
     torch.set_num_threads(threads)
-    model = models.create(setup["model"], setup["seed"], shard["train_inputs"].shape[1:], int(shard["classes"]))
+    shape, classes = shard["train_inputs"].shape[1:], int(shard["classes"])
+    model = models.create(setup["model"], setup["seed"], shape, classes, setup["width"])
     rng = np.random.default_rng(setup["seed"])
     order = rng.permutation(len(shard["train_labels"]))
     inputs, labels = shard["train_inputs"][order], shard["train_labels"][order]

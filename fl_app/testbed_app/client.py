@@ -10,40 +10,56 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
+from flwr.clientapp.typing import ClientAppCallable
 
-from testbed_app import data, limits, models
+from fltestbed import limits, telemetry
+from testbed_app import data, models, packing
 from testbed_app.errors import AppError
 
 REFUSED = 100  # the code of our own error replies; Flower's are below 10
 
-app = ClientApp()
+
+def private(message: Message, context: Context, call_next: ClientAppCallable) -> Message:
+    """Clip what was trained, where the run's differential privacy leaves that to the clients."""
+    wanted = message.content.config_records["config"].get("privacy")
+    mod = {"client-fixed": fixedclipping_mod, "client-adaptive": adaptiveclipping_mod}.get(str(wanted))
+    return mod(message, context, call_next) if mod else call_next(message, context)
+
+
+app = ClientApp(mods=[telemetry.client, private])
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How this client trains. data_fraction: the share of its examples that it trains on, drawn anew each round."""
+    """How this client trains.
+
+    data_fraction: the share of its examples that it trains on, drawn anew each round; width: the share of the model.
+    """
 
     batch_size: int
     learning_rate: float
     local_epochs: int
     data_fraction: float
+    width: float = 1.0
 
     @classmethod
     def resolve(cls, own: Mapping[str, object], run_config: Mapping[str, object]) -> "Settings":
         """Take each setting from the client's own, else from the run. Raises AppError."""
+        given = {"width": cls.width, **run_config, **own}
         values = {}
         for name, kind in cls.__annotations__.items():
             key = name.replace("_", "-")
-            value = own.get(key, run_config[key])
-            whole = kind is int
+            value = given[key]
+            whole, share = kind is int, name in ("data_fraction", "width")
             if (
                 isinstance(value, bool)
                 or not isinstance(value, int if whole else int | float)
                 or not value > 0
-                or (name == "data_fraction" and value > 1)
+                or (share and value > 1)
             ):
                 wanted = "a whole number above 0" if whole else "a number above 0"
-                raise AppError(f"{key} must be {wanted}{', at most 1' * (name == 'data_fraction')}, it is {value!r}")
+                raise AppError(f"{key} must be {wanted}{', at most 1' * share}, it is {value!r}")
             values[name] = kind(value)
         return cls(**values)
 
@@ -61,17 +77,24 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
     config, run_config = content.config_records["config"], context.run_config
     own = {**context.node_config, **config}  # the message has what was resolved for this run
     settings = Settings.resolve(own, run_config)
-    shard = data.load(str(config["partition-sha256"]))
-    threads = limits.threads()
-    torch.set_num_threads(threads)
+    sha256 = str(config["partition-sha256"])
+    if "data-set" in config:
+        shard = data.load_own(str(config["data-set"]), sha256, int(str(config["classes"])))
+    else:
+        shard = data.load(sha256)
+    torch.set_num_threads(limits.threads())
 
     momentum = float(run_config["momentum"])
     seed, server_round = int(run_config["seed"]), int(str(config["server-round"]))
     rng = np.random.default_rng([seed, int(context.node_config["partition-id"]), server_round])
-    model = models.create(str(run_config["model"]), seed, shard["train_inputs"].shape[1:], int(shard["classes"]))
-    model.load_state_dict(content.array_records["arrays"].to_torch_state_dict())
+    shape, classes = shard["train_inputs"].shape[1:], int(shard["classes"])
+    scale = settings.width / float(cast(float, config.get("widest", settings.width)))
+    model = models.create(str(run_config["model"]), seed, shape, classes, settings.width, scale)
+    shapes = models.shapes(model)
+    model.load_state_dict(packing.unpack(content.array_records["arrays"], shapes).to_torch_state_dict())
     examples = max(1, int(len(shard["train_labels"]) * settings.data_fraction))
     chosen = rng.permutation(len(shard["train_labels"]))[:examples]
+    absent = np.setdiff1d(range(classes), shard["train_labels"]).tolist() if config.get("masked-loss") else []
 
     print(f"round {server_round}: training on {examples} examples", flush=True)
     began = time.monotonic()
@@ -85,6 +108,7 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
         momentum=momentum,
         optimizer=str(run_config["optimizer"]),
         proximal_mu=float(cast(float, config.get("proximal-mu", 0.0))),
+        absent=absent,
         seconds=float(cast(float, own.get("deadline", math.inf))),
         rng=rng,
     )
@@ -101,9 +125,6 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
         "accuracy": accuracy,
         "eval-examples": len(shard["held_out_labels"]),
         **{name.replace("_", "-"): value for name, value in asdict(settings).items()},
-        "threads": threads,
-        "peak-memory-mb": limits.peak_memory_mb(),
-        "app-seconds": (age := limits.process_seconds()),
-        "app-start": time.time() - age,
     }
-    return RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord(figures)})
+    arrays = packing.pack(ArrayRecord(model.state_dict()), shapes)
+    return RecordDict({"arrays": arrays, "metrics": MetricRecord(figures)})

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fltestbed import device_data
+from fltestbed.errors import ExperimentError
 from testbed_app.errors import AppError
 
 
@@ -29,3 +31,11 @@ def load(sha256: str) -> dict[str, NDArray[Any]]:
         raise AppError(f"{path} is not the file of this run: its hash is {found}; bring the partitions again")
     with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
         return dict(arrays)
+
+
+def load_own(name: str, sha256: str, classes: int) -> dict[str, NDArray[Any]]:
+    """Return the arrays of the data that lie on this device. Raises AppError when they are not those of this hash."""
+    try:
+        return device_data.load(name, sha256, classes)
+    except ExperimentError as error:
+        raise AppError(str(error)) from error

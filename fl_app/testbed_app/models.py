@@ -37,8 +37,13 @@ def names() -> list[str]:
     return sorted(path.stem.replace("_", "-") for path in _NETS.glob("[!_]*.py"))
 
 
-def create(name: str, seed: int, shape: Sequence[int], classes: int) -> nn.Module:
+def create(
+    name: str, seed: int, shape: Sequence[int], classes: int, width: float = 1.0, scale: float = 1.0
+) -> nn.Module:
     """Return the model for examples of this shape, its weights drawn with the seed.
+
+    Its hidden layers have the share `width` of their channels. What its convolutions and dense layers say, but for the
+    last, is divided by `scale`: the scaler of HeteroFL, which lets a narrow layer say as much as a wide one.
 
     Raises AppError for an unknown name, and for examples that the model cannot take.
     """
@@ -53,8 +58,17 @@ def create(name: str, seed: int, shape: Sequence[int], classes: int) -> nn.Modul
         size = " by ".join(map(str, sides))
         raise AppError(f"the model {name} takes {net.LEAST} at least a side, and an example is {size}")
     torch.manual_seed(seed)
-    model: nn.Module = net.build(tuple(shape), classes)
+    model: nn.Module = net.build(tuple(shape), classes, width)
+    if scale != 1:
+        *hidden, _ = (layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear))
+        for layer in hidden:
+            layer.register_forward_hook(lambda _layer, _inputs, outputs: outputs / scale)
     return model
+
+
+def shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each of the model's arrays, in their order."""
+    return {name: tuple(array.shape) for name, array in model.state_dict().items()}
 
 
 def train(
@@ -68,13 +82,15 @@ def train(
     momentum: float = 0.0,
     optimizer: str = "sgd",
     proximal_mu: float = 0.0,
+    absent: Sequence[int] = (),
     seconds: float = math.inf,
     rng: np.random.Generator,
 ) -> Trained:
     """Train with SGD and momentum, or with Adam, which has no use for `momentum`. Raises AppError for another.
 
     With `proximal_mu`, mu / 2 times the squared distance from the weights at the beginning is added to the loss (Li et
-    al., Federated Optimization in Heterogeneous Networks, MLSys 2020). After `seconds` no further step is begun.
+    al., Federated Optimization in Heterogeneous Networks, MLSys 2020). The loss takes no note of the labels `absent`.
+    After `seconds` no further step is begun.
     """
     if optimizer not in OPTIMIZERS:
         raise AppError(f"there is no optimizer {optimizer!r}; the app has {', '.join(OPTIMIZERS)}")
@@ -83,6 +99,7 @@ def train(
     step = OPTIMIZERS[optimizer](parameters, learning_rate, momentum)
     torch.manual_seed(int(rng.integers(2**63)))  # what dropout draws from
     examples, targets = torch.from_numpy(inputs), torch.from_numpy(labels)
+    masked = torch.tensor(absent, dtype=torch.int64)
     end = time.monotonic() + seconds
     total, squares, seen, steps = 0.0, 0.0, 0, 0
     model.train()
@@ -91,7 +108,8 @@ def train(
             break
         total, squares, seen = 0.0, 0.0, 0
         for batch in torch.split(torch.from_numpy(rng.permutation(len(labels))), batch_size):
-            losses = cross_entropy(model(_prepared(examples[batch])), targets[batch], reduction="none")
+            outputs = model(_prepared(examples[batch])).index_fill(1, masked, -math.inf)
+            losses = cross_entropy(outputs, targets[batch], reduction="none")
             gradients = torch.autograd.grad(losses.mean(), parameters)
             with torch.no_grad():
                 for gradient, parameter, origin in zip(gradients, parameters, start, strict=False):

@@ -15,34 +15,13 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from testbed_app import data, limits, models, strategies
+from fltestbed import limits, telemetry
+from testbed_app import data, models, packing, strategies
 from testbed_app.errors import AppError
-from testbed_app.telemetry import Recorder, now
 
 POLL_SECONDS = 0.2
 ONLINE_POLL_SECONDS = 1.0
-
-# Codes of the errors that Flower replies with where a client cannot.
-EXPIRED = (3, 4)
-NODE_UNAVAILABLE = 5
-CLIENT_APP_CRASHED = 8
-
-FIGURES = {  # of a client's row, by their names in its reply
-    "train_seconds": "train-seconds",
-    "examples": "num-examples",
-    "train_loss": "train-loss",
-    "loss": "loss",
-    "accuracy": "accuracy",
-    "eval_examples": "eval-examples",
-    "batch_size": "batch-size",
-    "learning_rate": "learning-rate",
-    "local_epochs": "local-epochs",
-    "data_fraction": "data-fraction",
-    "threads": "threads",
-    "peak_memory_mb": "peak-memory-mb",
-    "app_start": "app-start",
-    "app_seconds": "app-seconds",
-}
+_ANEW = "its SuperNode was started anew in the middle of the round"
 
 app = ServerApp()
 
@@ -53,19 +32,11 @@ def main(grid: Grid, context: Context) -> None:
     torch.set_num_threads(limits.threads())
     folder = Path(os.environ.get("FLTESTBED_RUNS", "/runs")) / str(context.run_config["run"])
     plan = json.loads((folder / "experiment.json").read_text(encoding="utf-8"))
-    recorder = Recorder(folder, plan, context.run_id)
-    try:
-        Rounds(grid, plan, recorder).run()
-    except AppError as error:
-        recorder.close("failed", str(error))
-        raise
-    except Exception as error:
-        recorder.close("failed", f"{type(error).__name__}: {error}")
-        raise
-    except BaseException:
-        recorder.close("stopped", "stopped before its last round")
-        raise
-    recorder.close("finished")
+    rounds = plan["experiment"]["rounds"]
+    with telemetry.Recorder(
+        folder, plan["run"], plan["clients"], rounds, context.run_id, torch=torch.__version__
+    ) as recorder:
+        Rounds(grid, plan, recorder, folder / "model.pt").run()
 
 
 @dataclass(frozen=True)
@@ -85,28 +56,54 @@ class Late:
     until: float
 
 
+@dataclass(frozen=True)
+class Flight:
+    """A message that a strategy with a buffer waits for beyond its round, at most until `until`, a monotonic time."""
+
+    node: Node
+    round: int
+    until: float
+
+
 class Rounds:
     """The rounds of one run."""
 
-    def __init__(self, grid: Grid, plan: Mapping[str, Any], recorder: Recorder) -> None:
+    def __init__(self, grid: Grid, plan: Mapping[str, Any], recorder: telemetry.Recorder, file: Path) -> None:
         self._grid = grid
         self._recorder = recorder
+        self._file = file  # of the model
         self._experiment: Mapping[str, Any] = plan["experiment"]
         self._clients: dict[str, Mapping[str, Any]] = {client["client"]: client for client in plan["clients"]}
-        self._test_set = data.load(plan["test_set"]["sha256"])
-        self._model = models.create(
-            self._experiment["model"],
-            self._experiment["seed"],
-            self._test_set["inputs"].shape[1:],
-            int(self._test_set["classes"]),
-        )
-        self._strategy = strategies.create(self._experiment["strategy"], self._experiment["train"]["learning_rate"])
-        self._least = self._strategy.min_train_nodes
+        self._test_set = data.load(plan["test_set"]["sha256"]) if plan["test_set"] else None
+        # Of data that lie on the devices, the server knows this alone.
+        self._own: dict[str, Any] = {}
+        if self._test_set:
+            shape, classes = self._test_set["inputs"].shape[1:], int(self._test_set["classes"])
+        else:
+            shape, classes = plan["data"]["shape"], plan["data"]["classes"]
+            self._own = {"data-set": self._experiment["data"]["name"], "classes": classes}
+        made = {
+            width: models.create(self._experiment["model"], self._experiment["seed"], shape, classes, width)
+            for width in {_width(client) for client in plan["clients"]}
+        }
+        self._widest = max(made)
+        self._shapes = {width: models.shapes(model) for width, model in made.items()}
+        self._model = made[self._widest]
+        self._chooser = strategies.create(self._experiment["strategy"], self._experiment["train"]["learning_rate"])
+        self._buffered = self._chooser if isinstance(self._chooser, strategies.FedBuff) else None
+        self._least = self._chooser.min_train_nodes
+        sampled = max(int(len(self._clients) * self._chooser.fraction_train), self._least)
+        privacy = self._experiment.get("privacy")
+        self._privacy = privacy["name"] if privacy else ""
+        self._strategy = strategies.private(self._chooser, privacy, sampled)
         self._late: dict[str, Late] = {}  # by the ids of their messages
+        self._flying: dict[str, Flight] = {}  # the same
+        self._asked: dict[str, str] = {}  # when each client was asked last
 
     def run(self) -> None:
         """Wait for the clients and lead all rounds. Raises AppError when the run has to end before."""
         random.seed(self._experiment["seed"])  # Flower's strategies sample with it
+        np.random.seed(self._experiment["seed"])  # and draw noise with this
         nodes = self._wait(self._experiment["min_clients"] or len(self._clients))
         arrays = ArrayRecord(self._model.state_dict())
         rounds, empty = self._experiment["rounds"], 0
@@ -120,39 +117,43 @@ class Rounds:
 
     def _round(self, number: int, arrays: ArrayRecord, nodes: list[Node]) -> tuple[list[dict[str, Any]], ArrayRecord]:
         """Lead one round with the clients that are online. Return the clients' rows and the global model's arrays."""
-        start, began = now(), time.monotonic()
-        rows = [self._row(client, number, start, {}, "offline when the round began") for client in self._missing(nodes)]
-        sent = self._send(number, arrays, nodes)
+        start, began = telemetry.now(), time.monotonic()
+        flying = {flight.node.client for flight in self._flying.values()}
+        missing = [client for client in self._missing(nodes) if client not in flying]
+        rows = [self._row(client, number, start, {}, "offline when the round began") for client in missing]
+        sent, moved = self._send(number, arrays, nodes)
         selected = len(sent)
+        self._asked |= {node.client: start for node in sent.values()}
         replies: dict[str, Message] = {}
-        for node, reply in self._replies(sent):
+        for node, reply in self._arrivals(number, sent) if self._buffered else self._replies(sent):
             failure = reply if isinstance(reply, str) else self._failure(reply)
-            rows.append(self._row(node.client, number, start, _figures(reply), failure))
+            told = {} if isinstance(reply, str) else telemetry.figures(reply)
+            rows.append(self._row(node.client, number, self._asked[node.client], told, failure))
             if not failure:
-                replies[node.client] = cast(Message, reply)
+                replies[node.client] = message = cast(Message, reply)
+                moved += telemetry.size(message)
+                shapes = self._shapes[_width(self._clients[node.client])]
+                message.content["arrays"] = packing.unpack(message.content.array_records["arrays"], shapes)
 
         # In the same order whoever was first, as a sum of floats depends on it.
         trained, _ = self._strategy.aggregate_train(number, [replies[client] for client in sorted(replies)])
         arrays = trained or arrays
         self._model.load_state_dict(arrays.to_torch_state_dict())
-        loss, accuracy = models.evaluate(self._model, self._test_set["inputs"], self._test_set["labels"])
-        ok = [row for row in rows if row["failure"] is None]
+        loss, accuracy = None, None
+        if self._test_set:
+            loss, accuracy = models.evaluate(self._model, self._test_set["inputs"], self._test_set["labels"])
+        self._save()
         self._recorder.round(
-            {
-                "round": number,
-                "start": start,
-                "end": now(),
-                "seconds": round(time.monotonic() - began, 3),
-                "clients_selected": selected,
-                "clients_ok": len(ok),
-                "clients_failed": len(rows) - len(ok),
-                "train_loss": _mean(ok, "train_loss", "examples"),
-                "client_accuracy": _mean(ok, "accuracy", "eval_examples"),
-                "server_loss": loss,
-                "server_accuracy": accuracy,
-                "bytes": (selected + len(ok)) * sum(len(array.data) for array in arrays.values()),
-            },
-            self._model,
+            telemetry.round_row(
+                number,
+                start,
+                rows,
+                seconds=time.monotonic() - began,
+                selected=selected,
+                server_loss=loss,
+                server_accuracy=accuracy,
+                moved=moved,
+            )
         )
         for row in rows:
             if _diverged(row["train_loss"]):
@@ -161,34 +162,53 @@ class Rounds:
             raise AppError(f"round {number}: the global model's loss is {loss}: lower the learning rate")
         return rows, arrays
 
-    def _send(self, number: int, arrays: ArrayRecord, nodes: list[Node]) -> dict[str, Node]:
-        """Let the strategy choose clients and send them the arrays. Return the nodes by the id of their message."""
-        nodes = self._taking_part(number, self._free(nodes))
+    def _save(self) -> None:
+        """Put the model into its file, which is replaced as a whole."""
+        temporary = self._file.with_name(f".{self._file.name}")
+        torch.save(self._model.state_dict(), temporary)
+        temporary.replace(self._file)
+
+    def _send(self, number: int, arrays: ArrayRecord, nodes: list[Node]) -> tuple[dict[str, Node], int]:
+        """Let the strategy choose clients and send each its part of the arrays.
+
+        Return the nodes by the id of their message, and the bytes of all parts.
+        """
+        online, nodes = nodes, self._taking_part(number, self._free(nodes))
         candidates = cast(Grid, strategies.Candidates(node.node_id for node in nodes))
-        self._strategy.min_train_nodes = min(self._least, len(nodes))
+        self._chooser.min_train_nodes = min(self._least, len(nodes) + len(self._flying))
+        if self._buffered:
+            self._buffered.flying = [flight.round for flight in self._flying.values()]
+        if isinstance(self._chooser, strategies.Deadline):
+            self._chooser.late = len({late.node for late in self._late.values()}.intersection(online))
         messages = list(self._strategy.configure_train(number, arrays, ConfigRecord(), candidates))
         of_id = {node.node_id: node for node in nodes}
         chosen = [of_id[message.metadata.dst_node_id] for message in messages]
+        parts = {
+            width: packing.pack(strategies.part(arrays, shapes) if width < self._widest else arrays, shapes)
+            for width, shapes in self._shapes.items()
+        }
+        run = {"privacy": self._privacy, "widest": self._widest, **self._own}
         for message, node in zip(messages, chosen, strict=True):
             message.metadata.ttl = self._experiment["round_timeout"]
             message.metadata.group_id = str(number)  # Flower's logs name the round by it
             client = self._clients[node.client]
             settings = {key.replace("_", "-"): value for key, value in client["settings"].items()}
-            sha256 = client["partition"]["sha256"]
-            config = ConfigRecord({**message.content.config_records["config"], **settings, "partition-sha256": sha256})
-            message.content = RecordDict({**message.content, "config": config})
+            own = {**settings, "partition-sha256": client["partition"]["sha256"]}
+            config = ConfigRecord({**message.content.config_records["config"], **run, **own})
+            message.content = RecordDict({**message.content, "arrays": parts[_width(client)], "config": config})
+        moved = sum(telemetry.size(message) for message in messages)
         ids = list(self._grid.push_messages(messages))
         if len(ids) != len(chosen) or not all(ids):
             raise AppError("the SuperLink refused the round's messages: the model may be too large for it")
-        return dict(zip(ids, chosen, strict=True))
+        return dict(zip(ids, chosen, strict=True)), moved
 
     def _replies(self, sent: dict[str, Node]) -> Iterator[tuple[Node, Message | str]]:
         """Yield every node of `sent` as soon as it has replied, or with the reason why its reply does not count."""
         timeout = self._experiment["round_timeout"]
         began, look, good = time.monotonic(), 0.0, 0
         goal, seconds = len(sent), timeout
-        if isinstance(self._strategy, strategies.Deadline):
-            goal, seconds = self._strategy.goal, min(timeout, self._strategy.seconds or timeout)
+        if isinstance(self._chooser, strategies.Deadline):
+            goal, seconds = self._chooser.goal, min(timeout, self._chooser.seconds or timeout)
         while sent:
             for reply in self._grid.pull_messages(list(sent)):
                 good += not reply.has_error()
@@ -202,20 +222,47 @@ class Rounds:
                 return
             if time.monotonic() > look:
                 look = time.monotonic() + ONLINE_POLL_SECONDS
-                activated = {node.node_id: node.activated for node in self._online()}
-                for message_id, node in list(sent.items()):
-                    if activated.get(node.node_id, node.activated) != node.activated:
-                        yield sent.pop(message_id), "its SuperNode was started anew in the middle of the round"
+                for message_id in self._anew(sent):
+                    yield sent.pop(message_id), _ANEW
             time.sleep(POLL_SECONDS)
 
+    def _arrivals(self, number: int, sent: Mapping[str, Node]) -> Iterator[tuple[Node, Message | str]]:
+        """Yield nodes that were asked, in this round or before, as they reply or fail, until the buffer is full."""
+        assert self._buffered  # noqa: S101 for mypy
+        timeout, look, good = self._experiment["round_timeout"], 0.0, 0
+        until = time.monotonic() + timeout
+        self._flying |= {message_id: Flight(node, number, until) for message_id, node in sent.items()}
+        while self._flying and good < self._buffered.buffer:
+            for reply in self._grid.pull_messages(list(self._flying)):
+                good += not reply.has_error()
+                yield self._flying.pop(reply.metadata.reply_to_message_id).node, reply
+            for message_id in [key for key, flight in self._flying.items() if flight.until < time.monotonic()]:
+                yield self._flying.pop(message_id).node, _timed_out(timeout, timeout)
+            if time.monotonic() > look:
+                look = time.monotonic() + ONLINE_POLL_SECONDS
+                for message_id in self._anew({key: flight.node for key, flight in self._flying.items()}):
+                    yield self._flying.pop(message_id).node, _ANEW
+            if good < self._buffered.buffer:
+                time.sleep(POLL_SECONDS)
+
+    def _anew(self, sent: Mapping[str, Node]) -> list[str]:
+        """Return the messages that will not be answered, as the SuperNodes that had them were started anew."""
+        activated = {node.node_id: node.activated for node in self._online()}
+        return [key for key, node in sent.items() if activated.get(node.node_id, node.activated) != node.activated]
+
     def _free(self, nodes: list[Node]) -> list[Node]:
-        """Return the nodes that do not work on an earlier round any more, as soon as there is one."""
+        """Return the nodes that do not work on an earlier round any more, as soon as there is one.
+
+        With a strategy that has a buffer for the others' replies there need not be one.
+        """
+        flying = {flight.node.client for flight in self._flying.values()}
         while True:
             for reply in self._grid.pull_messages(list(self._late)) if self._late else ():
                 del self._late[reply.metadata.reply_to_message_id]
             self._late = {key: late for key, late in self._late.items() if late.until > time.monotonic()}
             busy = {late.node for late in self._late.values()}
-            if free := [node for node in nodes if node not in busy]:
+            free = [node for node in nodes if node not in busy and node.client not in flying]
+            if free or flying:
                 return free
             time.sleep(POLL_SECONDS)
 
@@ -263,40 +310,26 @@ class Rounds:
         client: str,
         number: int,
         start: str,
-        figures: Mapping[str, Any],
+        told: Mapping[str, Any],
         failure: str | None,
     ) -> dict[str, Any]:
         """Write and return the row of a client: from when it was asked until its reply or failure was known."""
-        row = {
-            "device": self._clients[client]["device"],
-            "client": client,
-            "round": number,
-            "start": start,
-            "end": now(),
-            **{name: figures.get(key) for name, key in FIGURES.items()},
-            "status": "failed" if failure else "ok",
-            "failure": failure,
-        }
+        row = telemetry.client_row(self._clients[client]["device"], client, number, start, told, failure)
         self._recorder.client(row)
         return row
 
     def _failure(self, reply: Message) -> str | None:
         """Return in our words why a client failed, None if it did not."""
-        if not reply.has_error():
-            loss = _figures(reply)["train-loss"]
-            return f"its loss is {loss} after training: lower the learning rate" if _diverged(loss) else None
-        if reply.error.code in EXPIRED:
+        if reply.has_error() and reply.error.code in telemetry.EXPIRED:
             return _timed_out(timeout := self._experiment["round_timeout"], timeout)
-        if reply.error.code == NODE_UNAVAILABLE:
-            return "went offline in the middle of the round: its SuperNode stopped, or the network to it"
-        if reply.error.code == CLIENT_APP_CRASHED:
-            return "its training process died in the middle of the round: killed, or out of memory"
-        return reply.error.reason or f"error {reply.error.code}"
+        if _diverged(loss := telemetry.figures(reply)["train_loss"]):
+            return f"its loss is {loss} after training: lower the learning rate"
+        return telemetry.failure(reply)
 
 
-def _figures(reply: Message | str) -> Mapping[str, Any]:
-    """Return what a client tells of its training; nothing where it failed."""
-    return {} if isinstance(reply, str) or reply.has_error() else reply.content.metric_records["metrics"]
+def _width(client: Mapping[str, Any]) -> float:
+    """Return which share of the model a client of the plan trains."""
+    return float(client["settings"].get("width", 1.0))
 
 
 def _diverged(loss: float | None) -> bool:
@@ -305,9 +338,3 @@ def _diverged(loss: float | None) -> bool:
 
 def _timed_out(seconds: float, timeout: float) -> str:
     return f"no reply within {seconds:g} s ({'round_timeout' if seconds == timeout else 'strategy.seconds'})"
-
-
-def _mean(rows: list[dict[str, Any]], figure: str, weight: str) -> float | None:
-    """Return the weighted mean of a figure, None without rows."""
-    total = sum(row[weight] for row in rows)
-    return sum(row[figure] * row[weight] for row in rows) / total if total else None

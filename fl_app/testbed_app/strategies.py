@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -10,6 +11,7 @@ import flwr.serverapp.strategy as flower
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from numpy.typing import NDArray
 
 from testbed_app.errors import AppError
 
@@ -94,7 +96,8 @@ class TiFL(Chosen):
 
     Chai et al., TiFL: A Tier-based Federated Learning System, HPDC 2020. The first round asks all clients, to time
     them. A client that fails counts as the slowest. Every `interval` rounds the tiers' chances are set anew: the lower
-    a tier's accuracy when it trained last, the larger. `credits` bounds the rounds of a tier, until none has any left.
+    the mean of what its clients' accuracies were when they trained last, the larger. `credits` bounds the rounds of a
+    tier, until none has any left.
     """
 
     def __init__(self, tiers: int, interval: int, credits: int | None, **arguments: Any) -> None:
@@ -102,7 +105,7 @@ class TiFL(Chosen):
         self._number = tiers
         self._interval = interval
         self._seconds: dict[int, float] = {}
-        self._accuracies: dict[int, float] = {}
+        self._accuracies: dict[int, float] = {}  # both by node
         self._chances: list[float] = [1.0] * tiers
         self._credits: list[float] = [math.inf if credits is None else credits] * tiers
 
@@ -114,24 +117,24 @@ class TiFL(Chosen):
     def choose(self, server_round: int, node_ids: Sequence[int], number: int) -> list[int]:
         """Return clients that were not timed yet, if there are any, else a sample of one tier."""
         if unknown := [node for node in node_ids if node not in self._seconds]:
-            self._tier = None
             return unknown
+        tiers = self.tiers()
         if server_round % self._interval == 0:
-            self._chances = [1 - self._accuracies.get(tier, 0.0) for tier in range(self._number)]
-        online = [[node for node in tier if node in set(node_ids)] for tier in self.tiers()]
+            known = [[self._accuracies[node] for node in tier if node in self._accuracies] for tier in tiers]
+            self._chances = [1 - float(np.mean(accuracies or [0.0])) for accuracies in known]
+        online = [[node for node in tier if node in set(node_ids)] for tier in tiers]
         able = [tier for tier in range(self._number) if online[tier]]
         rich = [tier for tier in able if self._credits[tier] > 0] or able
         chances = [max(self._chances[tier], 1e-9) for tier in rich]
-        self._tier = random.choices(rich, chances)[0]  # noqa: S311
-        self._credits[self._tier] -= 1
-        return random.sample(online[self._tier], min(number, len(online[self._tier])))
+        tier = random.choices(rich, chances)[0]  # noqa: S311
+        self._credits[tier] -= 1
+        return random.sample(online[tier], min(number, len(online[tier])))
 
     def learn(self, server_round: int, asked: Sequence[int], replies: Mapping[int, Mapping[str, Any]]) -> None:
         """Take note of times and accuracies."""
         for node in asked:
             self._seconds[node] = replies[node]["train-seconds"] if node in replies else math.inf
-        if self._tier is not None and replies:
-            self._accuracies[self._tier] = float(np.mean([told["accuracy"] for told in replies.values()]))
+        self._accuracies |= {node: told["accuracy"] for node, told in replies.items()}
 
 
 class Oort(Chosen):
@@ -190,11 +193,15 @@ class Deadline(flower.FedAvg):
 
     Bonawitz et al., Towards Federated Learning at Scale: System Design, MLSys 2019. With `seconds`, a round also ends
     after that time, with whoever has replied.
+
+    `late` is how many clients are online and still work on an earlier round: they are not asked, but count in the share
+    of the clients that is wanted.
     """
 
     def __init__(self, over_selection: float, seconds: float | None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.seconds = seconds
+        self.late = 0
         self._wanted = self.fraction_train
         self._over = over_selection
 
@@ -202,10 +209,115 @@ class Deadline(flower.FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Return a message for each client, those included that are only asked in case."""
-        online = len(list(grid.get_node_ids()))
-        self.goal = min(online, max(int(online * self._wanted), self.min_train_nodes))
-        self.fraction_train = min(1.0, math.ceil(self.goal * self._over) / online)
+        free = len(list(grid.get_node_ids()))
+        self.goal = min(free, max(int((free + self.late) * self._wanted), self.min_train_nodes))
+        self.fraction_train = min(1.0, math.ceil(self.goal * self._over) / free)
         return super().configure_train(server_round, arrays, config, grid)
+
+
+class FedBuff(flower.FedAvg):
+    """Steps on the server as soon as `buffer` updates are there, whichever model each of them began with.
+
+    Nguyen et al., Federated Learning with Buffered Asynchronous Aggregation, AISTATS 2022: the mean of the updates,
+    each divided by the root of 1 + its staleness, which is how many steps the server took since. Unlike there, a client
+    that is in the buffer is asked again after the step. A message's `group_id` is the round that it was asked in.
+
+    `flying` are the rounds of the messages that no reply is there for.
+    """
+
+    def __init__(self, buffer: int, server_learning_rate: float, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.buffer = buffer
+        self.flying: list[int] = []
+        self._rate = server_learning_rate
+        self._models: dict[int, dict[str, Any]] = {}  # by the round that began with them
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Return messages for as many of the free clients as are to be busy beside those that are."""
+        self._models = {number: self._models[number] for number in {*self.flying}}
+        self._models[server_round] = {name: array.numpy() for name, array in arrays.items()}
+        free = list(grid.get_node_ids())
+        clients = len(free) + len(self.flying)
+        wanted = max(int(clients * self.fraction_train), self.min_train_nodes) - len(self.flying)
+        config["server-round"] = server_round
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        messages = list(self._construct_messages(record, random.sample(free, max(0, min(wanted, len(free)))), "train"))
+        for message in messages:
+            message.metadata.group_id = str(server_round)
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the model after a step; without replies, none."""
+        replies = list(replies)
+        if not replies:
+            return None, None
+        changes = dict.fromkeys(self._models[server_round], 0.0)
+        for reply in replies:
+            began = int(reply.metadata.group_id)
+            weight = self._rate / math.sqrt(1 + server_round - began) / len(replies)
+            for name, array in reply.content.array_records["arrays"].items():
+                changes[name] += weight * (array.numpy() - self._models[began][name])
+        model = self._models[server_round]
+        return ArrayRecord(
+            {name: Array(np.asarray(model[name] + changes[name], dtype=model[name].dtype)) for name in model}
+        ), None
+
+
+class HeteroFL(flower.FedAvg):
+    """Averages each weight over the clients whose part of the model has it; one that nobody has stays as it is.
+
+    Diao et al., HeteroFL: Computation and Communication Efficient Federated Learning for Heterogeneous Clients, ICLR
+    2021. A narrow client's model has the first channels of every layer (`part`). A client's loss leaves out the labels
+    that it has no example of. Unlike there, clients weigh by their examples.
+    """
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Keep the global model, and have the clients mask their losses."""
+        self._global = {name: array.numpy() for name, array in arrays.items()}
+        config["masked-loss"] = True
+        return super().configure_train(server_round, arrays, config, grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Return the global model with the mean of each weight that a reply has; without replies, none."""
+        replies = list(replies)
+        if not replies:
+            return None, None
+        averaged = {}
+        for name, before in self._global.items():
+            total, weight = np.zeros(before.shape), np.zeros(before.shape)
+            for reply in replies:
+                trained = reply.content.array_records["arrays"][name].numpy()
+                has = _first(name, before.shape, trained.shape)
+                total[has] += metrics(reply)["num-examples"] * trained
+                weight[has] += metrics(reply)["num-examples"]
+            mean = np.divide(total, weight, out=before.astype(float), where=weight > 0)
+            averaged[name] = Array(mean.astype(before.dtype))
+        return ArrayRecord(averaged), None
+
+
+def part(arrays: ArrayRecord, shapes: Mapping[str, Sequence[int]]) -> ArrayRecord:
+    """Return the part of a model that a narrower one of these shapes is."""
+    return ArrayRecord(
+        {name: Array(array.numpy()[_first(name, array.shape, shapes[name])]) for name, array in arrays.items()}
+    )
+
+
+def _first(name: str, whole: Sequence[int], narrow: Sequence[int]) -> tuple[NDArray[np.int64], ...]:
+    """Return the index of a narrow model's weights in an array of the whole one, of these shapes: the first ones.
+
+    Of an LSTM's, which torch has its four gates in one behind the other, the first ones of each gate.
+    """
+    gates = 4 if re.search("(weight|bias)_[ih]h_l", name) else 1
+    rows = np.arange(whole[0]).reshape(gates, -1)[:, : narrow[0] // gates].ravel()
+    return np.ix_(rows, *map(np.arange, narrow[1:]))
 
 
 FLOWER: dict[str, type[flower.FedAvg]] = {
@@ -230,6 +342,8 @@ STRATEGIES: dict[str, Callable[..., flower.FedAvg]] = {
     "tifl": TiFL,
     "oort": Oort,
     "deadline": Deadline,
+    "fedbuff": FedBuff,
+    "heterofl": HeteroFL,
 }
 
 
@@ -247,6 +361,31 @@ def create(wanted: Mapping[str, Any], learning_rate: float) -> flower.FedAvg:
     if name not in STRATEGIES:
         raise AppError(f"there is no strategy {name!r}; the app has {', '.join(sorted([*STRATEGIES, 'qfedavg']))}")
     return STRATEGIES[name](**arguments)
+
+
+PRIVACY: dict[str, Callable[..., flower.Strategy]] = {
+    "server-fixed": flower.DifferentialPrivacyServerSideFixedClipping,
+    "client-fixed": flower.DifferentialPrivacyClientSideFixedClipping,
+    "server-adaptive": flower.DifferentialPrivacyServerSideAdaptiveClipping,
+    "client-adaptive": flower.DifferentialPrivacyClientSideAdaptiveClipping,
+}
+
+
+def private(strategy: flower.FedAvg, wanted: Mapping[str, Any] | None, clients: int) -> flower.Strategy:
+    """Return the strategy in the wrapper for differential privacy that is wanted, if one is.
+
+    `clients` is how many train in a round. Raises AppError for an unknown name.
+    """
+    if wanted is None:
+        return strategy
+    arguments = dict(wanted)
+    name = arguments.pop("name")
+    if name not in PRIVACY:
+        raise AppError(f"there is no privacy {name!r}; the app has {', '.join(sorted(PRIVACY))}")
+    try:
+        return PRIVACY[name](strategy, num_sampled_clients=clients, **arguments)
+    except ValueError as error:
+        raise AppError(f"privacy: {error}") from error
 
 
 def metrics(reply: Message) -> Mapping[str, Any]:

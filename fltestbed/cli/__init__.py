@@ -18,6 +18,7 @@ from fltestbed.cli.compare import compare
 from fltestbed.cli.conditions import kill, partition, pause, reboot, rejoin, restore, shape, throttle
 from fltestbed.cli.down import down
 from fltestbed.cli.experiments import experiments
+from fltestbed.cli.export import export
 from fltestbed.cli.init import init
 from fltestbed.cli.logs import logs
 from fltestbed.cli.open import open_
@@ -56,6 +57,7 @@ for command in (
     sweep,
     report,
     compare,
+    export,
     status,
     logs,
     stop,

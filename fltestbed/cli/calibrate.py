@@ -9,7 +9,7 @@ from fltestbed.cli._options import DEFAULT_INVENTORY, AskBecomePass, Format, Inv
 from fltestbed.cli._render import show
 from fltestbed.cli._verbs import Options, alone, ask_password, play
 from fltestbed.cli.run import absolute
-from fltestbed.errors import AppError
+from fltestbed.errors import AppError, ExperimentError
 from fltestbed.inventory import load
 from fltestbed.paths import content_dir, find_experiment, find_inventory, state_dir
 
@@ -42,7 +42,12 @@ def calibrate(
     file = find_experiment(experiment)
     plan = resolve(file, settings, app=None, content_dir=content_dir())
     assert plan.experiment  # noqa: S101 for mypy: there is a file
-    plan.experiment.require_clients(len(testbed.clients))
+    plan.experiment.require_clients(testbed.clients)
+    if plan.experiment.data.source == "device":
+        raise ExperimentError(
+            f"{file}: the data lie on the devices, and calibrate brings its own",
+            "calibrate an experiment with the same model and data that are brought",
+        )
     if _PROGRAM not in plan.app.files:
         raise AppError(
             f"{plan.app.path}: has no {_PROGRAM}, so it cannot be calibrated",

@@ -81,7 +81,7 @@ def run(
     file = find_experiment(experiment) if experiment else None
     plan = resolve(file, settings, app=app, content_dir=content_dir())
     if plan.experiment:
-        plan.experiment.require_clients(len(testbed.clients))
+        plan.experiment.require_clients(testbed.clients)
         rules.require(plan.experiment, testbed.clients, rules.read(rules.calibration_file(testbed.name)))
         if plan.experiment.sweep or plan.experiment.repeats > 1:
             raise ExperimentError(
@@ -269,15 +269,16 @@ def _seconds(run: Mapping[str, Any]) -> float | None:
 def _client(rows: list[dict[str, Any]]) -> dict[str, Any]:
     good = [row for row in rows if row["failure"] is None]
     failures = [row["failure"] for row in rows if row["failure"] is not None]
+    seconds, peaks = ([row[key] for row in good if row[key] is not None] for key in ("train_seconds", "peak_memory_mb"))
     return {
         "device": rows[0]["device"],
         "client": rows[0]["client"],
         "rounds_ok": len(good),
         "rounds_failed": len(failures),
-        "train_seconds": sum(row["train_seconds"] for row in good) / len(good) if good else None,
+        "train_seconds": sum(seconds) / len(seconds) if seconds else None,
         "examples": good[-1]["examples"] if good else None,
         "accuracy": good[-1]["accuracy"] if good else None,
-        "peak_memory_mb": max(row["peak_memory_mb"] for row in good) if good else None,
+        "peak_memory_mb": max(peaks, default=None),
         "last_failure": failures[-1] if failures else None,
     }
 

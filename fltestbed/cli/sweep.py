@@ -51,7 +51,7 @@ def sweep(
     for point in points(read(found, split(given)[0])):
         own = [*given, *point.settings]
         wanted = read(found, split(own)[0])
-        wanted.require_clients(len(testbed.clients))
+        wanted.require_clients(testbed.clients)
         rules.require(wanted, testbed.clients, rules.read(rules.calibration_file(testbed.name)))
         plan = resolve(found, own, app=None, content_dir=content_dir())
         todo.append((point, own, wanted, plan, schedule.of(plan, testbed, found, own)))

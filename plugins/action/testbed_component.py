@@ -13,7 +13,8 @@ description:
     host.
   - "C(component.yml.j2) has C(services) and C(networks) as Compose knows them, and three more keys, each by path on
     the host:
-    C(directories) (C(mode), C(uid)), C(files) and C(secrets) (C(from), a file on the controller; C(uid))."
+    C(directories) (C(mode), C(uid)), C(files) and C(secrets) (C(from), a file on the controller; C(uid); of a file
+    C(mode) too)."
   - A service's C(x-config) names files and secrets that it reads. Their hash becomes the label C(fltestbed.config),
     so that
     Compose recreates the service when, and only when, one of them changes.
@@ -77,4 +78,5 @@ class ActionModule(ActionBase):
 
 
 def _read(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"content": Path(entry["from"]).read_text(), "uid": entry.get("uid", 0)}
+    mode = {"mode": entry["mode"]} if "mode" in entry else {}
+    return {"content": Path(entry["from"]).read_text(), "uid": entry.get("uid", 0), **mode}

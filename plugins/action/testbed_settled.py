@@ -30,6 +30,7 @@ _CODE = Path(__file__).parents[2]
 _ENVIRONMENT = ("HOME", "PWD", "XDG_CACHE_HOME")
 # Of the variables that Ansible adds, one matters to what is deployed: the address.
 _NOT_OURS = ("environment", "groups", "hostvars", "play_hosts", "playbook_dir", "role_names", "vars")
+_OF_A_DEVICE_ALONE = ("testbed_client", "testbed_clients", "testbed_network")
 
 
 class ActionModule(ActionBase):
@@ -57,13 +58,16 @@ class ActionModule(ActionBase):
         """Return all that a host's state is made from, except keys: this program, the inventory, the command line.
 
         A device's state depends on its own variables, the server's, and how many clients each device has; the state of
-        a host that serves the others depends on the variables of all.
+        a host that serves the others on the variables of all, without those of what a client or a device may use.
         """
         name, groups = variables["inventory_hostname"], variables["groups"]
         server = groups["superlink"][0]
         every = {host: self._variables(variables, host) for host in groups["testbed"]}
         if name in (server, *groups.get("monitoring", [])):
-            seen: dict[str, Any] = every
+            seen: dict[str, Any] = {
+                host: {key: value for key, value in own.items() if host == name or key not in _OF_A_DEVICE_ALONE}
+                for host, own in every.items()
+            }
         else:
             seen = {host: every[host] for host in (name, server)}
         layout = [[host, _clients(every[host].get("testbed_clients"))] for host in groups["supernodes"]]

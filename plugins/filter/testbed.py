@@ -12,7 +12,7 @@ from ansible.errors import AnsibleFilterError
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
 
-from fltestbed import app, conditions, network
+from fltestbed import app, conditions, network, paths
 from fltestbed.errors import FltestbedError
 from fltestbed.inventory import device_network, resolve_clients
 
@@ -51,21 +51,32 @@ def hyphenated(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {key.replace("_", "-"): value for key, value in settings.items()}
 
 
-def run_plan(prepared: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return what the ServerApp reads as experiment.json, from what the module testbed_experiment returned."""
+def run_plan(prepared: Mapping[str, Any], name: str, clients: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the ServerApp reads as experiment.json, from what the module testbed_experiment returned.
+
+    Without an experiment, no client has a partition, and there is no test set; nor is there one of data that lie on
+    the devices, of which `data` has the shape and the number of labels.
+    """
+    partitions = {
+        part["client"]: {key: part[key] for key in ("id", "sha256", "examples", "held_out", "labels")}
+        for part in prepared["partitions"]
+    }
+    settings = {part["client"]: part["settings"] for part in prepared["partitions"]}
+    test_set = prepared["test_set"]
     return {
         "run": name,
         "experiment": prepared["experiment"],
         "partition_set": prepared["partition_set"],
-        "test_set": {key: prepared["test_set"][key] for key in ("sha256", "examples")},
+        "test_set": test_set and {key: test_set[key] for key in ("sha256", "examples")},
+        "data": prepared.get("data"),
         "clients": [
             {
-                "device": part["device"],
-                "client": part["client"],
-                "partition": {key: part[key] for key in ("id", "sha256", "examples", "held_out", "labels")},
-                "settings": part["settings"],
+                "device": client["device"],
+                "client": client["client"],
+                "partition": partitions.get(client["client"]),
+                "settings": settings.get(client["client"], {}),
             }
-            for part in prepared["partitions"]
+            for client in clients
         ],
     }
 
@@ -74,18 +85,46 @@ def calibrations(
     clients: list[Mapping[str, Any]], prepared: Mapping[str, Any], batch_sizes: Mapping[str, list[int]]
 ) -> list[dict[str, Any]]:
     """Return what the module testbed_calibrate takes of a host's clients, each with its batch sizes."""
-    shards = {part["client"]: str(part["sha256"]) for part in prepared["partitions"]}
+    own = {
+        part["client"]: {"sha256": str(part["sha256"]), "width": part["settings"]["width"]}
+        for part in prepared["partitions"]
+    }
     config = {key: prepared["run_config"][key] for key in ("model", "seed", "optimizer", "learning-rate", "momentum")}
     config["seconds"] = 3  # of training with each batch size
     return [
-        {"client": name, "setup": config | {"sha256": shards[name], "batch_sizes": batch_sizes[name]}}
+        {"client": name, "setup": config | own[name] | {"batch_sizes": batch_sizes[name]}}
         for name in (client["client"] for client in clients)
     ]
 
 
+def with_device_data(prepared: Mapping[str, Any], hostvars: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what testbed_experiment returned, with what the devices told of the data that lie there.
+
+    `data` is then their common shape and their number of labels, and `shapes` says which client has which.
+    """
+    told = {
+        part["client"]: report
+        for part in prepared["partitions"]
+        if (report := hostvars[part["device"]].get("__run_device_data", {}).get(part["client"]))
+    }
+    if not told:
+        return dict(prepared)
+    classes = max(len(report["labels"]) for report in told.values())
+    shapes = {client: report["shape"] for client, report in told.items()}
+    partitions = []
+    for part in prepared["partitions"]:
+        report = told.get(part["client"], {"labels": []})
+        labels = report["labels"] + [0] * (classes - len(report["labels"]))
+        partitions.append({**part, **report, "labels": labels})
+    data = {"classes": classes, "shape": next(iter(shapes.values()))}
+    return {**prepared, "partitions": partitions, "data": data, "shapes": shapes}
+
+
 def shards_of(prepared: Mapping[str, Any], host: str, server: bool) -> dict[str, dict[str, str]]:
     """Return the data files that a host is to hold, by folder: ``path`` on the controller and ``sha256``."""
-    shards = {f"data/{part['client']}": part for part in prepared["partitions"] if part["device"] == host}
+    shards = {
+        f"data/{part['client']}": part for part in prepared["partitions"] if part["device"] == host and part["path"]
+    }
     if server and prepared["test_set"]:
         shards["test"] = prepared["test_set"]
     return {owner: {key: str(shard[key]) for key in ("path", "sha256")} for owner, shard in shards.items()}
@@ -139,6 +178,11 @@ def host_facts(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, Any]:
             known = ("arch", "os", "kernel", "python", "cpus", "memory_mb", "docker", "cgroup")
             facts[host] = {key: probe[key] for key in known} | {"containers": status["containers"]}
     return facts
+
+
+def program_files(folder: str) -> dict[str, str]:
+    """Return the modules that an app can import in its containers: files of the controller by path below a folder."""
+    return {f"{folder}/{name}": str(path) for name, path in paths.program().items()}
 
 
 def app_files(folder: str) -> dict[str, dict[str, str]]:
@@ -263,7 +307,9 @@ class FilterModule:
             "condition_numbers": condition_numbers,
             "network_numbers": network_numbers,
             "exporter_names": exporter_names,
+            "program_files": program_files,
             "program_images": program_images,
             "run_plan": run_plan,
+            "with_device_data": with_device_data,
             "run_records": run_records,
         }

@@ -12,6 +12,10 @@ description:
     try to connect to I(reach). The action C(testbed_check_close) ends it; without that it ends after I(wait) seconds.
   - The action plugin of this name adds C(clock), how far the host's clock is ahead of the controller's.
 options:
+  uid:
+    description: The user of the containers, who reads a client's own data.
+    type: int
+    default: 10001
   root:
     description: The testbed's folder on the host.
     type: path
@@ -21,7 +25,8 @@ options:
     type: str
     required: true
   clients:
-    description: The host's clients, each with C(client), C(cpus) in cores and C(memory) in bytes, or null.
+    description: The host's clients, each with C(client), C(cpus) in cores, C(memory) in bytes and C(data), a path, or
+      null.
     type: list
     elements: dict
     default: []
@@ -344,6 +349,34 @@ def check_memory(host):
                 f"{least} MB: the kernel would kill it",
                 f"set memory to at least {least}m, unless the app of your own takes less",
             )
+
+
+def check_data(host):
+    for client in host.params["clients"]:
+        path = client.get("data")
+        if path and not Path(path).exists():
+            yield error(
+                f"there is no {path}, where the data of client {client['client']} are to lie",
+                "bring them there, or correct data in the inventory",
+            )
+        elif path and not readable(Path(path), host.params["uid"]):
+            yield error(
+                f"{path}, the data of client {client['client']}, may not be read by its container",
+                f"make it readable for all: chmod -R a+rX {path}",
+            )
+
+
+def readable(path, uid):
+    """Return whether a user may read a file or a folder and what is in it.
+
+    The folders above do not count, as the container has this path mounted.
+    """
+    for each in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        status = each.stat()
+        bits = status.st_mode >> (6 if status.st_uid == uid else 3 if status.st_gid == uid else 0)
+        if bits & (5 if each.is_dir() else 4) != (5 if each.is_dir() else 4):
+            return False
+    return True
 
 
 def check_disk(host):
@@ -690,6 +723,7 @@ CHECKS = {
     "control groups": check_cgroups,
     "CPU": check_cpu,
     "memory": check_memory,
+    "data": check_data,
     "disk": check_disk,
     "ports": check_ports,
     "Docker": check_docker,
@@ -706,6 +740,7 @@ def main():
             "root": {"type": "path", "required": True},
             "project": {"type": "str", "required": True},
             "clients": {"type": "list", "elements": "dict", "default": []},
+            "uid": {"type": "int", "default": 10001},
             "architectures": {"type": "list", "elements": "str", "required": True},
             "client_memory_mb": {"type": "int", "required": True},
             "system_memory_mb": {"type": "int", "required": True},

@@ -70,6 +70,11 @@ def add(archive, name, content):
     archive.addfile(entry, io.BytesIO(content))
 
 
+def plain(log):
+    """Return a log as a file's content, without the colours that Flower and Compose give it."""
+    return re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", log).encode()
+
+
 def written(folder):
     """Yield name and content of what the ServerApp wrote. Links are left out: it owns the folder, and this is root."""
     for name in WRITTEN:
@@ -101,12 +106,12 @@ def main():
         show = ["docker", "compose", "--project-name", params["project"], "logs", "--no-color", "--timestamps", *wanted]
         for log in params["logs"]:
             _code, out, _err = module.run_command([*show, *log["services"]], check_rc=True)
-            add(archive, f"logs/{log['name']}.log", out.encode())
+            add(archive, f"logs/{log['name']}.log", plain(out))
         submitted = folder / "submitted" / params["name"]
         if params["superlink"] and submitted.exists():
             ask = ["docker", "exec", params["superlink"], "flwr", "log", submitted.read_text(), "testbed", "--show"]
             _code, out, _err = module.run_command(ask)
-            add(archive, "logs/serverapp.log", re.sub(r"\x1b\[[0-9;]*m", "", out).encode())
+            add(archive, "logs/serverapp.log", plain(out))
     module.exit_json(changed=False, archive=base64.b64encode(packed.getvalue()).decode())
 
 

@@ -48,6 +48,9 @@ options:
         description: What the inventory says of its training.
         type: dict
         default: {}
+      data:
+        description: Where on the device the client's own data lie, if it has any.
+        type: str
   calibration:
     description: The file of what was measured of the clients, which need not be there unless a rule asks for it.
     type: path
@@ -97,7 +100,8 @@ partition_set:
   returned: success
   type: str
 partitions:
-  description: One shard a client, in the order of I(clients).
+  description: One shard a client, in the order of I(clients). Of data that lie on the devices, C(path), C(sha256),
+    C(examples), C(held_out) and C(labels) are null.
   returned: success
   type: list
   elements: dict
@@ -150,6 +154,7 @@ def main():
                     "cpus": {"type": "float"},
                     "memory": {"type": "int"},
                     "settings": {"type": "dict", "default": {}},
+                    "data": {"type": "str"},
                 },
             },
             "calibration": {"type": "path", "required": True},

@@ -41,7 +41,7 @@ options:
     type: str
     default: ""
   plan:
-    description: What the ServerApp reads as C(experiment.json), for I(state=submitted); null for an app of its own.
+    description: What the ServerApp reads as C(experiment.json), for I(state=submitted).
     type: dict
   owner:
     description: User and group that the run's folder belongs to, for I(state=submitted); -1 leaves it as it is.
@@ -258,7 +258,8 @@ def watch(module, run):
             time.sleep(1)
         if record["status"] not in ENDED and not run.at_work():
             status, details = run.flower_status()
-            if status.startswith("finished"):
+            record = run.record()  # an app that records its run has written why it ended
+            if status.startswith("finished") and record["status"] not in ENDED:
                 how = {"finished:completed": "finished", "finished:stopped": "stopped"}.get(status, "failed")
                 reason = None if how == "finished" else f"Flower says {status}: {details or 'no more than that'}"
                 record = run.write(how, reason)

@@ -149,7 +149,7 @@ def differences(left, now):
             said.append(f"container {service} does not run or is not healthy")
         elif before["limits"] != after["limits"]:
             said.append(f"the limits of container {service} were changed")
-        elif before != after:
+        elif any(before[key] != after[key] for key in ("id", "image")):  # one that was just starting may be up now
             said.append(f"container {service} was replaced")
     return said
 

@@ -1,7 +1,7 @@
 """The pages and the playbooks say what is there: links, commands, keys and columns."""
 
-import ast
 import importlib.util
+import json
 import os
 import re
 import shlex
@@ -18,6 +18,7 @@ import yaml
 from ansible_modules import load
 from pydantic import BaseModel
 
+from fltestbed import telemetry
 from fltestbed.cli import app
 from fltestbed.experiment import (
     KNOWN,
@@ -25,6 +26,7 @@ from fltestbed.experiment import (
     Capability,
     Experiment,
     Partitioner,
+    Privacy,
     Rule,
     Settings,
     Strategy,
@@ -136,33 +138,24 @@ def names(page: str, heading: str) -> set[str]:
     }
 
 
-def keys_of_dict(node: ast.Dict) -> list[str]:
-    return [key.value for key in node.keys if isinstance(key, ast.Constant)]
-
-
-def app_dicts(file: str) -> list[tuple[str, ast.Dict]]:
-    """Return every dict that is written in a file of the app, with the name that it gets or the method it goes to."""
-    found = []
-    for node in ast.walk(ast.parse((ROOT / "fl_app/testbed_app" / file).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Dict):
-            target = node.targets[0] if isinstance(node, ast.Assign) else node.target
-            found.append((ast.unparse(target), node.value))
-        elif isinstance(node, ast.Call):
-            found += [(ast.unparse(node.func), argument) for argument in node.args if isinstance(argument, ast.Dict)]
-    return found
-
-
 def columns(name: str) -> set[str]:
-    """Return what the app writes into a file, out of its source."""
-    server, telemetry = dict(app_dicts("server.py")), dict(app_dicts("telemetry.py"))
-    return {
-        "run.json": lambda: set(keys_of_dict(telemetry["self._state"])),
-        "rounds.jsonl": lambda: set(keys_of_dict(server["self._recorder.round"])),
-        "clients.jsonl": lambda: {"run", *keys_of_dict(server["row"]), *keys_of_dict(server["FIGURES"])},
-    }[name]()
+    """Return what an app writes into a file."""
+    no_figures = {"server_loss": None, "server_accuracy": None}
+    rows = {
+        "rounds.jsonl": telemetry.round_row(1, "", [], seconds=0, selected=0, moved=0, **no_figures),
+        "clients.jsonl": {"run": ""} | telemetry.client_row("", "", 1, "", {}, None),
+    }
+    return set(rows[name])
 
 
-@pytest.mark.parametrize("name", ["run.json", "rounds.jsonl", "clients.jsonl"])
+def test_every_key_of_the_runs_record_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLTESTBED_METRICS_PORT", "0")
+    with telemetry.Recorder(tmp_path, "r", [], 1, 1):
+        record = json.loads((tmp_path / "run.json").read_text())
+    assert names("reference-results.md", "run.json") == set(record)
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "clients.jsonl"])
 def test_every_column_of_the_results_is_explained(name: str) -> None:
     assert names("reference-results.md", name) == columns(name)
 
@@ -205,7 +198,10 @@ def test_every_key_of_an_experiment_is_explained_with_its_default() -> None:
     rows = dict(re.findall(r"^\| `([a-z_.]+)` \| (.*?) \|", page, re.MULTILINE))
     containers = {name for name, field in Experiment.model_fields.items() if isinstance(field.default, BaseModel)}
     elsewhere = {f"partitioner.{key}" for kind in kinds(Partitioner) for key in kind.model_fields} | {
-        f"strategy.{key}" for kind in kinds(Strategy) for key in kind.model_fields
+        f"{part}.{key}"
+        for part, union in (("strategy", Strategy), ("privacy", Privacy))
+        for kind in kinds(union)
+        for key in kind.model_fields
     }
     elsewhere |= {f"timeline.{key}" for key in Timeline.model_fields}
     here = {"partitioner.name", "strategy.name", "strategy.fraction_train", "strategy.min_train_clients"}
@@ -223,6 +219,7 @@ def test_every_key_of_an_experiment_is_explained_with_its_default() -> None:
                 "description": "empty",
                 "min_clients": "all",
                 "data.path": "none",
+                "privacy": "none",
                 "sweep": "none",
                 "timeline": "none",
             }
@@ -234,7 +231,10 @@ def kinds(union: Any) -> list[type[BaseModel]]:
     return list(get_args(get_args(union)[0]))
 
 
-@pytest.mark.parametrize(("heading", "union"), [("Partitioners", Partitioner), ("Strategies", Strategy)])
+UNIONS = {"Partitioners": Partitioner, "Strategies": Strategy, "Differential privacy": Privacy}
+
+
+@pytest.mark.parametrize(("heading", "union"), UNIONS.items())
 def test_every_argument_is_explained_with_its_default(heading: str, union: Any) -> None:
     page = (ROOT / "docs/reference-experiments.md").read_text(encoding="utf-8")
     text = page.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]

@@ -23,21 +23,20 @@ def read(path: Path) -> Any:
 
 
 def defaults(role: str) -> dict[str, Any]:
-    folder = ROOT / "roles" / role / "defaults"
-    files = [folder / "main.yml"] if (folder / "main.yml").exists() else sorted((folder / "main").glob("*.yml"))
-    return {name: value for file in files for name, value in (read(file) or {}).items()}
+    return dict(read(ROOT / "roles" / role / "defaults/main.yml") or {})
 
 
 def entries(role: str) -> dict[str, dict[str, Any]]:
-    return dict(read(ROOT / "roles" / role / "meta/argument_specs.yml")["argument_specs"])
+    """Return the specified entry points; what all roles share is one of the role testbed, in a file of its own."""
+    files = (ROOT / "roles" / role / "meta").glob("*_specs.yml")
+    return {name: spec for file in files for name, spec in read(file)["argument_specs"].items()}
 
 
 @every_role
 def test_a_role_is_whole(role: str) -> None:
     folder = ROOT / "roles" / role
-    for name in ("README.md", "meta/main.yml", "meta/argument_specs.yml", "tasks/main.yml"):
+    for name in ("README.md", "defaults/main.yml", "meta/argument_specs.yml", "meta/main.yml", "tasks/main.yml"):
         assert (folder / name).is_file(), name
-    assert (folder / "defaults/main.yml").is_file() or (folder / "defaults/main").is_dir()
     meta = read(folder / "meta/main.yml")
     assert meta["galaxy_info"]["description"] and meta["galaxy_info"]["license"] == "MIT"
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small_dataset import write_npz
 
-from .lab import REPOSITORY, SUBNET, Lab, wait_for
+from .lab import DEVICES, OWN_DATA, REPOSITORY, SUBNET, Lab, wait_for
 from .prometheus import Prometheus, queries_with_data
 from .terminal import Terminal
 
@@ -22,9 +23,14 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
     lab = Lab(tmp_path_factory.mktemp("e2e"))
     shutil.copytree(REPOSITORY / "inventories" / "virtual", lab.inventory)
     for file in lab.inventory.rglob("*.yml"):
-        file.write_text(file.read_text().replace("172.28.1.", SUBNET))
+        text = file.read_text().replace("172.28.1.", SUBNET)
+        file.write_text(text.replace("- {cpus:", f"- {{data: {OWN_DATA}, cpus:"))
     try:
         lab.run("lab", "up")
+        for number, device in enumerate(DEVICES):
+            write_npz(lab.folder / "bars.npz", seed=number)
+            command = ["docker", "cp", str(lab.folder / "bars.npz"), f"{lab.name}-{device}:{OWN_DATA}"]
+            subprocess.run(command, check=True, timeout=60, capture_output=True)
         lab.run("up")
         yield lab
     finally:

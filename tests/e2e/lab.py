@@ -14,6 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 FLTESTBED = Path(sys.executable).parent / "fltestbed"
 DEVICES = ("laptop", "pi-3", "pi-4")
 SUBNET = "172.29.7."
+OWN_DATA = "/srv/bars.npz"  # on every device, for test_device_data
 T = TypeVar("T")
 
 

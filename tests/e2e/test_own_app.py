@@ -4,7 +4,10 @@ import json
 import re
 import shutil
 
-from .lab import DEVICES, REPOSITORY, Lab
+import pandas
+import recorded_app
+
+from .lab import DEVICES, REPOSITORY, Lab, rows
 
 PLAIN = REPOSITORY / "tests" / "apps" / "logistic"
 
@@ -22,13 +25,34 @@ def test_a_plain_app_trains_as_it_is(lab: Lab) -> None:
     accuracy = re.search(r'say "it": round 2 of 2: accuracy (\d\.\d+)', said)
     assert accuracy and float(accuracy[1]) > 0.85, said
     for device in DEVICES:
-        assert "trained on 200 points" in (run / "logs" / f"client-{device}.log").read_text()
+        log = (run / "logs" / f"client-{device}.log").read_text()
+        assert "trained on 200 points" in log and "\x1b" not in log
     lock = json.loads((run / "lock.json").read_text())
     assert lock["run_config"] == {"num-server-rounds": 2, "label": 'say "it"'}
     assert (lock["app"]["name"], lock["experiment"], lock["partitions"]) == ("logistic", None, [])
     assert lock["versions"]["image"]["flwr"] == "1.41.0"
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
     assert lab.images() == before
+
+
+def test_an_app_with_the_lines_leaves_rows_of_rounds_and_clients(lab: Lab) -> None:
+    app = recorded_app.make(lab.folder / "recorded")
+    shown = json.loads(lab.run("run", "--app", str(app), "--set", "num-server-rounds=2", "--format", "json"))
+    assert [row["client"] for row in shown["clients"]] == list(DEVICES)
+    run = lab.latest_run()
+    rounds, clients = rows(run, "rounds.jsonl"), rows(run, "clients.jsonl")
+    assert [(row["round"], row["clients_ok"], row["clients_failed"]) for row in rounds] == [
+        (number, len(DEVICES), 0) for number in (1, 2)
+    ]
+    assert rounds[1]["server_accuracy"] > 0.85
+    assert [(row["round"], row["device"]) for row in clients] == [(n, name) for n in (1, 2) for name in DEVICES]
+    assert {(row["run"], row["examples"], row["eval_examples"], row["failure"]) for row in clients} == {
+        (run.name, 200, 200, None)
+    }
+    assert all(0 < row["train_seconds"] < row["app_seconds"] and row["peak_memory_mb"] > 20 for row in clients)
+    record = json.loads((run / "run.json").read_text())
+    assert (record["status"], record["round"], record["rounds"]) == ("finished", 2, None)
+    assert (pandas.read_csv(run / "resources.csv")["training_seconds"] > 0).all()
 
 
 def test_what_the_image_lacks_is_named_before_anything_is_submitted(lab: Lab) -> None:

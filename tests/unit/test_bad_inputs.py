@@ -85,6 +85,11 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
         "write a number above 0, at most 10",
     ),
     (
+        pi("testbed_client: {width: 1.5}"),
+        "lab/hosts.yml:9: pi-2: width cannot be 1.5",
+        "write a number above 0, at most 1",
+    ),
+    (
         pi("testbed_client: {data_fraction: 1.5}"),
         "lab/hosts.yml:9: pi-2: data_fraction cannot be 1.5",
         "write a number above 0, at most 1",
@@ -130,7 +135,7 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
         pi("testbed_own_profiles: {rock: {cpus: 8, memory: 15gb, price: 100}}"),
         "lab/hosts.yml:9: pi-2: testbed_own_profiles.rock has an unknown key 'price'",
         "known are batch_size, cpus, data_fraction, deadline, learning_rate, local_epochs, memory, network, "
-        "participation, source, speed",
+        "participation, source, speed, width",
     ),
     (
         pi("testbed_own_profiles: [rock]"),
@@ -610,7 +615,7 @@ BAD_EXPERIMENTS: list[tuple[str, str, str]] = [
     (
         "name: mine\ndata: {source: elsewhere}",
         "mine.yml:2: data.source: there is no 'elsewhere'",
-        "known are debian, folder, hub",
+        "known are debian, device, folder, hub",
     ),
     (
         "name: mine\ndata: {source: folder, name: mnist}",
@@ -626,6 +631,27 @@ BAD_EXPERIMENTS: list[tuple[str, str, str]] = [
         "name: mine\nstrategy: {name: fednova}\ntrain: {optimizer: adam}",
         "mine.yml:3: train: fednova counts the steps of SGD, and train.optimizer is adam",
         "write train.optimizer: sgd, or another strategy",
+    ),
+    ("name: mine\ntrain: {width: 0}", "mine.yml:2: train.width: cannot be 0", "write a number above 0"),
+    (
+        "name: mine\ntrain: {width: 0.5}",
+        "mine.yml:2: train: train.width is 0.5, and fedavg has every client train the whole model",
+        "write strategy: {name: heterofl}, or take width out",
+    ),
+    (
+        "name: mine\nstrategy: {name: fedprox}\nrules: [{set: {batch_size: 8}}, {set: {width: 0.5}}]",
+        "mine.yml:3: rules: rule 2 makes clients' models narrower, and fedprox has every client train the whole model",
+        "write strategy: {name: heterofl}, or take width out",
+    ),
+    (
+        "name: mine\nrules:\n  - scale: {width: memory}",
+        "mine.yml:2: rules: rule 1 makes clients' models narrower, and fedavg has every client train the whole model",
+        "write strategy: {name: heterofl}, or take width out",
+    ),
+    (
+        "name: mine\nstrategy: {name: heterofl}\nprivacy: {name: client-fixed}",
+        "mine.yml:3: privacy: Flower's wrappers take all clients to begin with one model, and those of heterofl do not",
+        "take it out, or write another strategy",
     ),
     (
         "name: mine\nstrategy: {name: fedtrimmedavg, beta: 0.5}",
@@ -764,9 +790,21 @@ def test_an_experiment_is_refused_with_one_message(text: str, says: str, fix: st
 def test_an_experiment_needs_a_testbed_that_fits(text: str, fits: int, clients: int, says: str, tmp_path: Path) -> None:
     write(tmp_path, {"mine.yml": f"name: mine\n{text}\n"})
     wanted = experiment.load(Path("mine.yml"))
-    wanted.require_clients(fits)
+    wanted.require_clients([{}] * fits)
     with pytest.raises(ExperimentError, match=says):
-        wanted.require_clients(clients)
+        wanted.require_clients([{}] * clients)
+
+
+def test_a_client_that_trains_a_part_of_the_model_needs_a_strategy_for_it(tmp_path: Path) -> None:
+    write(tmp_path, {"mine.yml": "name: mine\n"})
+    clients = [{"client": name, "settings": {"width": width}} for name, width in (("pi-3", 0.5), ("pc", 1.0))]
+    experiment.load(Path("mine.yml"), ["strategy.name=heterofl"]).require_clients(clients)
+    with pytest.raises(ExperimentError) as caught:
+        experiment.load(Path("mine.yml")).require_clients(clients)
+    assert caught.value.message == (
+        "strategy: fedavg has every client train the whole model, but the inventory gives pi-3 a width below 1"
+    )
+    assert caught.value.hint == "write strategy: {name: heterofl}, or take width out"
 
 
 def test_all_findings_of_an_inventory_come_together(

@@ -22,7 +22,7 @@ APP = Path(__file__).parents[2] / "fl_app"
 module = ansible_modules.load("modules", "testbed_calibrate")
 EXPERIMENT = Experiment.model_validate({"name": "x", "train": {"batch_size": 32}})
 CLIENTS: list[dict[str, Any]] = [
-    {"device": "pi", "client": "pi", "cpus": 0.5, "memory": 2**29, "settings": {"batch_size": 12}},
+    {"device": "pi", "client": "pi", "cpus": 0.5, "memory": 2**29, "settings": {"batch_size": 12, "width": 0.5}},
     {"device": "pc", "client": "pc-1", "cpus": None, "memory": None, "settings": {}},
 ]
 
@@ -52,6 +52,7 @@ def test_the_figures_of_the_clients_own_batch_size_come_first() -> None:
     assert not problems
     assert found["pi"]["samples_per_second"] == 60 and found["pi"]["peak_memory_bytes"] == 2**28 + 12
     assert (found["pi"]["model"], found["pi"]["batch_size"]) == ("cnn", 12)
+    assert (found["pi"]["width"], found["pc-1"]["width"]) == (0.5, 1.0)
     assert (found["pi"]["cpus"], found["pi"]["memory"]) == (0.5, 2**29)
     assert [row["batch_size"] for row in found["pi"]["batch_sizes"]] == [8, 12, 16]
     assert found["pc-1"]["batch_size"] == 32 and found["pc-1"]["cpus"] is None
@@ -95,7 +96,7 @@ def test_the_program_trains_where_it_was_brought_and_leaves_nothing(tmp_path: Pa
         np.savez(file, classes=10, train_inputs=images[:, None], train_labels=labels)
     sha256 = hashlib.sha256((tmp_path / "shard").read_bytes()).hexdigest()
     (tmp_path / "shard").rename(tmp_path / f"{sha256}.npz")
-    setup = {"model": "cnn", "seed": 1, "optimizer": "sgd", "learning-rate": 0.01, "momentum": 0.9}
+    setup = {"model": "cnn", "seed": 1, "optimizer": "sgd", "learning-rate": 0.01, "momentum": 0.9, "width": 0.5}
     setup |= {"sha256": sha256, "batch_sizes": [32, 8, 512], "seconds": 0.2}
     code = json.dumps({str(path.relative_to(APP)): path.read_text() for path in APP.rglob("*.py")}).encode()
     (tmp_path / "tmp").mkdir()

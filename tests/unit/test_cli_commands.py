@@ -355,8 +355,8 @@ def test_plan_of_an_experiment_shows_what_clients_would_train_with(
     code, out, err = cli("plan", "tiny", "--set", RULES, "--set", "train.local_epochs=4")
     assert (code, err) == (0, "")
     assert [line.split() for line in out.splitlines()[2:]] == [
-        ["pi-1", "pi-1", "0.5", "1024m", "400", "32", "0.05", "1", "1", "1", "-", "1"],
-        ["pi-2", "pi-2", "2", "1024m", "400", "32", "0.05", "4", "1", "1", "-", "1"],
+        ["pi-1", "pi-1", "0.5", "1024m", "400", "32", "0.05", "1", "1", "1", "-", "1", "1"],
+        ["pi-2", "pi-2", "2", "1024m", "400", "32", "0.05", "4", "1", "1", "-", "1", "1"],
     ]
     code, _, err = cli("plan", "tiny", "--set", "rules=[{fit_memory: 0.9}]")
     assert code == 3

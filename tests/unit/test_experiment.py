@@ -230,3 +230,10 @@ def test_an_app_alone_needs_no_data(tmp_path: Path) -> None:
     assert (result["name"], result["run_config"]) == ("logistic", {"label": "x"})
     assert not result["app"]["reports"]
     assert not list(tmp_path.iterdir())
+
+
+def test_privacy_takes_a_strategy_whose_clients_begin_with_one_model(tmp_path: Path) -> None:
+    file = write(tmp_path, "name: mine\nstrategy: {name: fedbuff}\nprivacy: {name: client-fixed}")
+    with pytest.raises(ExperimentError, match="Flower's wrappers take all clients to begin with one model"):
+        experiment.load(file)
+    assert experiment.load(file, ["strategy.name=fedprox"]).privacy == experiment.ClientFixed(name="client-fixed")

@@ -11,11 +11,14 @@ import pytest
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from small_dataset import images_and_labels
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "fl_app"))
 
-from testbed_app import client, limits, models
+from testbed_app import client, models, packing
 from testbed_app.errors import AppError
+
+from fltestbed import limits, telemetry
 
 # What Flower sets before it starts an app.
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
@@ -53,12 +56,20 @@ def shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def ask(sha256: str, number: int = 1, message: Mapping[str, Any] | None = None, **node_config: Any) -> Message:
     """Send the ClientApp a train message and return its reply."""
-    arrays = ArrayRecord(models.create("cnn", 42, (1, 28, 28), 10).state_dict())
+    width = float((message or {}).get("width", 1.0))
+    model = models.create("cnn", 42, (1, 28, 28), 10, width)
+    arrays = packing.pack(ArrayRecord(model.state_dict()), models.shapes(model))
     config = ConfigRecord({"server-round": number, "partition-sha256": sha256, **(message or {})})
     asked = Message(RecordDict({"arrays": arrays, "config": config}), dst_node_id=5, message_type="train")
     node = {"device": "pi-1", "client": "pi-1-2", "partition-id": 1, "num-partitions": 2}
     node |= {name.replace("_", "-"): value for name, value in node_config.items()}
     return client.app(asked, Context(1, 5, node, RecordDict(), RUN_CONFIG))
+
+
+def trained(reply: Message, width: float = 1.0) -> dict[str, Tensor]:
+    """Return the weights in a reply by their names."""
+    shapes = models.shapes(models.create("cnn", 42, (1, 28, 28), 10, width))
+    return packing.unpack(reply.content.array_records["arrays"], shapes).to_torch_state_dict()
 
 
 def test_a_reply_has_the_trained_arrays_and_the_figures(shard: str) -> None:
@@ -68,11 +79,12 @@ def test_a_reply_has_the_trained_arrays_and_the_figures(shard: str) -> None:
     assert figures["eval-examples"] == 100
     assert (figures["batch-size"], figures["learning-rate"]) == (16, 0.02)
     assert (figures["local-epochs"], figures["data-fraction"]) == (1, 0.5)
-    assert figures["threads"] == limits.threads()
-    assert figures["peak-memory-mb"] > 50
-    trained = reply.content.array_records["arrays"].to_torch_state_dict()
-    before = models.create("cnn", 42, (1, 28, 28), 10).state_dict()
-    assert any(not trained[name].equal(value) for name, value in before.items())
+    told = telemetry.figures(reply)
+    assert told["threads"] == limits.threads()
+    assert told["peak_memory_mb"] > 50
+    assert told["app_seconds"] > told["train_seconds"] == figures["train-seconds"]
+    after, before = trained(reply), models.create("cnn", 42, (1, 28, 28), 10).state_dict()
+    assert any(not after[name].equal(value) for name, value in before.items())
 
 
 def test_training_learns(shard: str) -> None:
@@ -93,6 +105,29 @@ def test_the_same_round_trains_the_same_and_another_differs(shard: str) -> None:
 def test_what_the_message_says_goes_before_the_clients_own(shard: str) -> None:
     figures = ask(shard, batch_size=16, message={"batch-size": 8, "local-epochs": 2}).content.metric_records["metrics"]
     assert (figures["batch-size"], figures["local-epochs"]) == (8, 2)
+
+
+def test_a_narrow_client_trains_its_part_as_the_server_scales_it(shard: str) -> None:
+    alone, beside = (ask(shard, message={"width": 0.5, "widest": widest}) for widest in (0.5, 1.0))
+    assert telemetry.figures(alone)["width"] == 0.5
+    assert trained(alone, 0.5)["0.weight"].shape == (8, 1, 5, 5)
+    assert telemetry.figures(alone)["loss"] != telemetry.figures(beside)["loss"]
+
+
+def test_a_masked_loss_leaves_alone_what_the_client_has_no_example_of(shard: str, tmp_path: Path) -> None:
+    with np.load(tmp_path / f"{shard}.npz") as whole:
+        arrays = dict(whole)
+    few = arrays["train_labels"] < 4
+    arrays |= {"train_inputs": arrays["train_inputs"][few], "train_labels": arrays["train_labels"][few]}
+    np.savez(tmp_path / "few.npz", **arrays)
+    sha256 = hashlib.sha256((tmp_path / "few.npz").read_bytes()).hexdigest()
+    (tmp_path / "few.npz").rename(tmp_path / f"{sha256}.npz")
+    before = models.create("cnn", 42, (1, 28, 28), 10).state_dict()
+    for masked in (False, True):
+        reply = ask(sha256, message={"masked-loss": masked})
+        after = trained(reply)
+        moved = (after["7.weight"] != before["7.weight"]).any(dim=1).tolist()
+        assert moved == [True] * 4 + [not masked] * 6
 
 
 def test_no_step_is_begun_after_the_deadline(shard: str) -> None:
@@ -150,6 +185,7 @@ def test_a_clients_own_settings_go_before_the_runs() -> None:
         ("learning-rate", "fast", "learning-rate must be a number above 0"),
         ("learning-rate", float("nan"), "learning-rate must be a number above 0"),
         ("data-fraction", 1.1, "data-fraction must be a number above 0, at most 1"),
+        ("width", 2, "width must be a number above 0, at most 1"),
     ],
 )
 def test_impossible_settings(key: str, value: object, said: str) -> None:

@@ -46,11 +46,13 @@ def test_every_model_is_here() -> None:
     assert models.names() == sorted(PARAMETERS)
 
 
+@pytest.mark.parametrize("width", [1.0, 0.25])
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_model_learns(name: str) -> None:
+def test_a_model_learns(name: str, width: float) -> None:
     inputs, labels, classes = examples(name, 8)
-    model = models.create(name, 1, inputs.shape[1:], classes)
-    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[name]
+    model = models.create(name, 1, inputs.shape[1:], classes, width, width)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    assert parameters == PARAMETERS[name] if width == 1 else parameters < 0.3 * PARAMETERS[name]
     assert not list(model.buffers()), "running averages do not survive averaging"
     before, _ = models.evaluate(model, inputs, labels)
     rng = np.random.default_rng(1)
@@ -92,6 +94,25 @@ def test_the_same_seed_trains_the_same_with_dropout() -> None:
 def test_a_model_that_cannot_be(name: str, shape: tuple[int, ...], said: str) -> None:
     with pytest.raises(AppError, match=said):
         models.create(name, 1, shape, 10)
+
+
+def test_what_hidden_layers_say_is_scaled() -> None:
+    plain, scaled = (models.create("mlp", 1, (1, 4, 4), 3, 0.5, scale) for scale in (1.0, 0.5))
+    inputs = torch.rand(2, 1, 4, 4)
+    _, first, _, second, _, last = plain
+    hidden = torch.relu(second(torch.relu(first(inputs.flatten(1)) / 0.5)) / 0.5)
+    assert torch.allclose(scaled(inputs), last(hidden))
+    assert not torch.allclose(scaled(inputs), plain(inputs))
+
+
+def test_a_loss_without_absent_labels_is_that_of_the_others() -> None:
+    inputs, labels, _ = examples("cnn-dropout", 4)
+    model = models.create("mlp", 1, inputs.shape[1:], 10)
+    outputs = model(torch.from_numpy(inputs) / 127.5 - 1)[:, :4]
+    wanted = torch.nn.functional.cross_entropy(outputs, torch.from_numpy(labels)).item()
+    rng = np.random.default_rng(1)
+    arguments: dict[str, Any] = {"epochs": 1, "batch_size": 4, "learning_rate": 0.1, "rng": rng}
+    assert models.train(model, inputs, labels, absent=range(4, 10), **arguments).loss == pytest.approx(wanted)
 
 
 def test_the_optimizers_are_those_of_torch() -> None:

@@ -16,13 +16,15 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
-from small_dataset import images_and_labels
+from small_dataset import images_and_labels, write_npz
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "fl_app"))
 
-from testbed_app import client, server
+from testbed_app import client, server, strategies
 from testbed_app.errors import AppError
-from testbed_app.telemetry import Exporter
+
+from fltestbed import device_data, telemetry
+from fltestbed.telemetry import Exporter
 
 # What Flower sets before it starts an app.
 TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
@@ -218,7 +220,7 @@ def test_a_run_leaves_its_rows_its_state_and_its_model(folder: Path) -> None:
         "end",
         "status",
         "failure",
-        *server.FIGURES,
+        *telemetry.FIGURES,
     }
     assert rounds[0].keys() >= {"start", "end", "seconds", "clients_selected", "clients_failed", "client_accuracy"}
     assert [row["clients_ok"] for row in rounds] == [2, 2]
@@ -398,12 +400,109 @@ def test_a_port_in_use_costs_only_the_metrics(folder: Path, monkeypatch: pytest.
     assert state(folder)["status"] == "finished"
 
 
-def test_a_deadline_goes_on_with_the_first_and_leaves_the_late_alone(folder: Path) -> None:
+def test_a_buffer_takes_what_comes_and_waits_for_nobody(folder: Path) -> None:
+    """pi-2's reply of round 1 comes in round 3, after two steps of pi-1 alone."""
+    change(folder, rounds=5, strategy={"name": "fedbuff", "buffer": 1, "server_learning_rate": 1.0})
+    grid = LocalGrid()
+    kept: list[Message] = []
+
+    def late(message: Message, context: Context) -> None:
+        kept.append(client.app(message, context))
+
+    def after_the_late_one(message: Message, context: Context) -> None:
+        grid.waiting["pi-2/1"] = kept.pop()
+
+    grid.replies = {("pi-2", 1): late, ("pi-1", 3): after_the_late_one}
+    change(folder, round_timeout=60)
+    lead(grid)
+    assert [(row["client"], row["round"]) for row in rows(folder, "clients")][:3] == [
+        ("pi-1", 1),
+        ("pi-1", 2),
+        ("pi-2", 3),
+    ]
+    assert not failures(folder)
+    first, _, third, *_ = rows(folder, "rounds")
+    assert rows(folder, "clients")[2]["start"] == first["start"]
+    assert (first["clients_selected"], third["clients_selected"]) == (2, 1)
+    assert rows(folder, "rounds")[-1]["server_loss"] < first["server_loss"]
+
+
+def test_a_buffer_gives_up_on_whom_the_network_lost(folder: Path) -> None:
+    change(folder, rounds=4, round_timeout=0.3)
+    change(folder, strategy={"name": "fedbuff", "buffer": 2, "server_learning_rate": 1.0})
+    lead(LocalGrid(replies={("pi-2", 1): silent, ("pi-2", 3): failing(8)}))
+    said = failures(folder)
+    assert said["pi-2", 1] == "no reply within 0.3 s (round_timeout)"
+    assert any(text.startswith("its training process died") for text in said.values())
+    assert state(folder)["status"] == "finished"
+
+
+@pytest.mark.parametrize("name", strategies.PRIVACY)
+def test_privacy_is_kept_around_a_strategy(folder: Path, name: str) -> None:
+    """Without noise, clipping to next to nothing keeps the model where it was; a wide norm lets it learn."""
+    fixed = name.endswith("fixed")
+    losses = {}
+    for norm in (1e-6, 100.0):
+        norms = {"clipping_norm": norm} if fixed else {"initial_clipping_norm": norm}
+        change(folder, rounds=1, privacy={"name": name, "noise_multiplier": 0.0, **norms})
+        lead(LocalGrid())
+        assert not failures(folder)
+        losses[norm] = rows(folder, "rounds")[-1]["server_loss"]
+    start = server.models.create("cnn", 42, (1, 28, 28), 10)
+    images, labels = images_and_labels(300, seed=9)
+    untrained, _ = server.models.evaluate(start, images[:, None], labels)
+    assert losses[1e-6] == pytest.approx(untrained, rel=1e-4)
+    assert losses[100.0] < 0.9 * untrained
+
+
+def test_the_noise_is_as_large_as_asked_for_and_the_same_for_the_same_seed(folder: Path) -> None:
+    models = []
+    for _ in range(2):
+        change(folder, rounds=1, privacy={"name": "server-fixed", "noise_multiplier": 3.0, "clipping_norm": 1e-6})
+        lead(LocalGrid())
+        models.append(server.torch.load(folder / "model.pt"))
+    start = server.models.create("cnn", 42, (1, 28, 28), 10).state_dict()
+    noise = server.torch.cat([(models[0][key] - start[key]).flatten() for key in start])
+    assert float(noise.std()) == pytest.approx(3.0 * 1e-6 / len(NAMES), rel=0.1)
+    assert all(models[0][key].equal(models[1][key]) for key in start)
+
+
+def test_data_of_the_devices_are_trained_on_without_a_test_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_npz(folder.parent / "own.npz", seed=3)
+    monkeypatch.setenv("FLTESTBED_DEVICE_DATA", str(folder.parent / "own.npz"))
+    plan = json.loads((folder / "experiment.json").read_text())
+    report = device_data.report("bars")
+    plan["clients"][0]["partition"] = {"sha256": report["sha256"]}
+    plan |= {"test_set": None, "data": {"shape": report["shape"], "classes": 12}}
+    plan["experiment"]["data"] = {"source": "device", "name": "bars"}
+    (folder / "experiment.json").write_text(json.dumps(plan))
+    lead(LocalGrid())
+    assert failures(folder).keys() == {("pi-2", 1), ("pi-2", 2)}
+    assert "is not what it was when the run began" in failures(folder)["pi-2", 1]
+    assert rows(folder, "clients")[0]["examples"] == 300
+    first, last = rows(folder, "rounds")
+    assert last["train_loss"] < first["train_loss"]
+    assert last["server_loss"] is last["server_accuracy"] is None
+    assert server.torch.load(folder / "model.pt").popitem()[1].shape[0] == 12
+
+
+def test_a_deadline_goes_on_with_the_first_and_leaves_the_late_alone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late: list[int] = []
+    configure = server.strategies.Deadline.configure_train
+
+    def configure_train(self: Any, *arguments: Any) -> Any:
+        late.append(self.late)
+        return configure(self, *arguments)
+
+    monkeypatch.setattr(server.strategies.Deadline, "configure_train", configure_train)
     strategy = {"name": "deadline", "over_selection": 2, "seconds": None, "fraction_train": 0.5}
     change(folder, rounds=3, round_timeout=60, strategy=strategy)
     lead(LocalGrid(replies={("pi-2", 1): silent}))
     assert failures(folder) == {("pi-2", 1): "not among the first 1 clients that replied"}
     assert [(row["clients_selected"], row["clients_ok"]) for row in rows(folder, "rounds")] == [(2, 1), (1, 1), (1, 1)]
+    assert late == [0, 1, 1]
 
 
 def test_a_late_client_is_asked_again_once_it_has_replied(folder: Path) -> None:
@@ -429,6 +528,35 @@ def test_fewer_clients_than_a_strategy_wants_are_all_asked(folder: Path) -> None
     change(folder, min_clients=1, strategy={"name": "fedavg", "fraction_train": 0.1, "min_train_clients": 2})
     lead(LocalGrid(offline={1: {"pi-2"}}))
     assert [row["clients_ok"] for row in rows(folder, "rounds")] == [1, 2]
+
+
+@pytest.mark.parametrize("widths", [(1.0, 0.5), (0.5, 0.25)])
+def test_clients_of_different_width_train_one_model(folder: Path, widths: tuple[float, float]) -> None:
+    plan = json.loads((folder / "experiment.json").read_text())
+    for each, width in zip(plan["clients"], widths, strict=True):
+        each["settings"] = {"width": width}
+    (folder / "experiment.json").write_text(json.dumps(plan))
+    change(folder, rounds=3, strategy={"name": "heterofl", "fraction_train": 1.0})
+    told: dict[str, Any] = {}
+
+    def listening(message: Message, context: Context) -> Message:
+        told.update(message.content.config_records["config"])
+        return client.app(message, context)
+
+    lead(LocalGrid(replies={("pi-2", 1): listening}))
+    assert not failures(folder)
+    assert (told["width"], told["widest"], told["masked-loss"]) == (widths[1], widths[0], True)
+    assert {row["client"]: row["width"] for row in rows(folder, "clients")} == dict(zip(NAMES, widths, strict=True))
+    parts = [server.models.create("cnn", 42, (1, 28, 28), 10, width).state_dict() for width in widths]
+    size = sum(4 * sum(weights.numel() for weights in part.values()) + 128 for part in parts)  # as .npy files
+    assert [row["bytes"] for row in rows(folder, "rounds")] == [2 * size] * 3  # there and back
+    losses = [row["server_loss"] for row in rows(folder, "rounds")]
+    assert losses[2] < losses[1] < losses[0]
+    model = server.torch.load(folder / "model.pt")
+    assert {name: value.shape for name, value in model.items()} == {
+        name: value.shape for name, value in parts[0].items()
+    }
+    assert not any(model[name].equal(value) for name, value in parts[0].items())
 
 
 @pytest.mark.parametrize("name", ["fednova", "fedprox", "fedadam", "qfedavg", "tifl", "oort"])

@@ -35,7 +35,8 @@ def resolve(**hostvars: Any) -> list[dict[str, Any]]:
 
 
 def test_a_device_without_a_word_is_one_client_without_limits() -> None:
-    assert resolve() == [{"device": "pi-1", "client": "pi-1", "cpus": None, "memory": None, "settings": {}}]
+    alone = {"device": "pi-1", "client": "pi-1", "cpus": None, "memory": None, "settings": {}, "data": None}
+    assert resolve() == [alone]
 
 
 def test_the_nearest_word_counts() -> None:
@@ -83,6 +84,7 @@ def test_memory_units_are_dockers(memory: str | int, in_bytes: int) -> None:
         ({"batch_size": 0.5}, "batch_size cannot be 0.5", "whole number"),
         ({"learning_rate": 0}, "learning_rate cannot be 0", "above 0"),
         ({"data_fraction": 1.5}, "data_fraction cannot be 1.5", "at most 1"),
+        ({"width": 0}, "width cannot be 0", "above 0, at most 1"),
         ({"memroy": "1g"}, "unknown key 'memroy'", "did you mean memory?"),
     ],
 )

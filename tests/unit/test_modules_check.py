@@ -91,6 +91,19 @@ def test_limits_that_are_tight() -> None:
     assert "would kill it" in only(check.check_memory(small), "warning")["what"]
 
 
+def test_data_that_are_not_there_or_may_not_be_read(tmp_path: Path) -> None:
+    def found(path: Path) -> Iterator[dict[str, Any]]:
+        return check.check_data(host(clients=[client() | {"data": str(path)}], uid=10001))
+
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train/a.png").touch(0o640)
+    assert f"no {tmp_path}/none" in only(found(tmp_path / "none"))["what"]
+    tmp_path.chmod(0o755)
+    assert "may not be read" in only(found(tmp_path))["what"]
+    (tmp_path / "train/a.png").chmod(0o644)
+    assert list(found(tmp_path)) == list(check.check_data(host(clients=[client()]))) == []
+
+
 def test_another_architecture() -> None:
     assert os.uname().machine in only(check.check_architecture(host(architectures=["s390x"])))["what"]
 

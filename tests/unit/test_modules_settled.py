@@ -68,6 +68,11 @@ def test_each_difference_has_its_words(change: dict[str, Any], said: list[str]) 
     assert settled.differences(LEFT, copy.deepcopy(LEFT) | change) == said
 
 
+def test_a_container_that_was_starting_when_the_record_was_made_is_the_same_one_later() -> None:
+    starting = LEFT | {"containers": {"client-pi": CONTAINER | {"up": False}}}
+    assert settled.differences(starting, LEFT) == []
+
+
 def test_only_a_container_with_other_limits_is_to_be_made_anew() -> None:
     limits = {"client-pi": CONTAINER | {"limits": [0, 0, 0, 0, 0]}}
     assert settled.changed_services(LEFT, LEFT | {"containers": limits}, []) == ["client-pi"]

@@ -119,7 +119,7 @@ def test_a_host_holds_its_own_part_and_the_server_the_test_set() -> None:
 
 
 def test_the_plan_names_no_path_of_the_controller() -> None:
-    plan = filters["run_plan"](PREPARED, "r1")
+    plan = filters["run_plan"](PREPARED, "r1", PREPARED["partitions"])
     assert "/c/" not in str(plan)
     assert plan["run"] == "r1"
     assert plan["test_set"] == {"sha256": "ff", "examples": 100}
@@ -128,6 +128,16 @@ def test_the_plan_names_no_path_of_the_controller() -> None:
         ("pi-1", "00"),
         ("pi-2", "11"),
     ]
+
+
+def test_the_plan_of_an_app_without_data_names_the_clients() -> None:
+    plan = filters["run_plan"](
+        {"experiment": None, "partition_set": None, "partitions": [], "test_set": None},
+        "r1",
+        [{"device": "pi-1", "client": "pi-1-2", "cpus": 1}],
+    )
+    assert plan["clients"] == [{"device": "pi-1", "client": "pi-1-2", "partition": None, "settings": {}}]
+    assert plan["experiment"] is plan["test_set"] is None
 
 
 def test_a_run_without_data_brings_none() -> None:
@@ -234,7 +244,10 @@ def test_the_servers_words_on_a_run_are_in_order() -> None:
 
 def test_each_client_is_calibrated_with_its_own_shard_and_batch_sizes() -> None:
     prepared = {
-        "partitions": [{"client": "pi-1", "sha256": "aa"}, {"client": "pi-2", "sha256": "bb"}],
+        "partitions": [
+            {"client": "pi-1", "sha256": "aa", "settings": {"width": 1.0}},
+            {"client": "pi-2", "sha256": "bb", "settings": {"width": 0.5}},
+        ],
         "run_config": {
             "model": "cnn",
             "seed": 1,
@@ -248,6 +261,7 @@ def test_each_client_is_calibrated_with_its_own_shard_and_batch_sizes() -> None:
     assert found["client"] == "pi-2"
     assert found["setup"] == {
         "sha256": "bb",
+        "width": 0.5,
         "batch_sizes": [8, 16],
         "seconds": 3,
         "model": "cnn",

@@ -278,3 +278,17 @@ def test_clients_share_their_devices_energy_by_what_they_computed() -> None:
     }
     joules, source, _error = energy("", "", samples, ("pi-1-1", "pi-1-2"))
     assert (joules, source) == (pytest.approx(0.75 * 39 * 4), "plug")
+
+
+def test_what_an_evaluation_took_is_no_training(tmp_path: Path) -> None:
+    lines = [
+        (0, "[RUN 7, ROUND 1]"), (0, "Receiving: train message (ID: 1)"), (1, "Received successfully"),
+        (3, "[RUN 7, ROUND 1]"), (3, "Sending: train message (ID: 2)"), (4, "Sent successfully"),
+        (5, "[RUN 7]"), (5, "Receiving: evaluate message (ID: 3)"), (6, "Received successfully"),
+    ]  # fmt: skip
+    log = tmp_path / "client.log"
+    log.write_text(
+        "".join(f"supernode-pi-1  | 2026-11-22T16:36:4{at}.000000Z INFO :      {text}\n" for at, text in lines)
+    )
+    (found,) = read_moments(log, "pi", "7").values()
+    assert (found.download, found.upload) == (1, 1)

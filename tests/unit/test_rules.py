@@ -20,6 +20,7 @@ TRAIN = {
     "local_epochs": 1,
     "data_fraction": 1.0,
     "participation": 1.0,
+    "width": 1.0,
 }
 
 
@@ -101,6 +102,18 @@ def test_a_rule_scales_by_the_most_capable_of_its_own_clients(tmp_path: Path) ->
     assert [each["local_epochs"] for each, _ in resolve(tmp_path, text)] == [5, 10, 10]
 
 
+def test_models_are_as_wide_as_the_memory(tmp_path: Path) -> None:
+    text = (
+        "strategy: {name: heterofl}\nrules: [{scale: {width: memory}}, {when: {memory_below: 1g}, set: {width: 0.25}}]"
+    )
+    own = [SMALL, MIDDLE, LARGE | {"settings": {"width": 0.75}}]
+    assert resolve(tmp_path, text, clients=own) == [
+        ({"width": 0.25}, [1, 2]),
+        ({"width": 0.5}, [1]),
+        ({"width": 0.75}, []),
+    ]
+
+
 def test_the_linear_scaling_rule(tmp_path: Path) -> None:
     """0.05 at 32 is 0.0125 at 8, and 0.1 at 64, whoever said so: the rule, the inventory or nobody."""
     own = [SMALL, MIDDLE | {"settings": {"batch_size": 64}}, LARGE]
@@ -178,6 +191,11 @@ def test_speed_is_a_condition_and_a_scale(tmp_path: Path) -> None:
             {"pi-3": {"model": "mlp"}},
             "balance: {round_seconds: 9}",
             "pi-3 was measured with model mlp, which is cnn now",
+        ),
+        (
+            {"pi-3": {"width": 0.5}},
+            "balance: {round_seconds: 9}",
+            "pi-3 was measured with width 0.5, which is 1.0 now",
         ),
         ({"laptop": {"peak_memory_bytes": 0}}, "fit_memory: 0.9", "the calibration of laptop has no peak_memory_bytes"),
         ({"pi-3": None}, "when: {samples_per_second_from: 1}, set: {batch_size: 1}", "figures of pi-3"),

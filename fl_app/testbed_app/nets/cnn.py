@@ -2,19 +2,22 @@
 
 from torch import nn
 
+from testbed_app.nets import part
+
 DIMENSIONS, LEAST = 3, 4
 
 
-def build(shape: tuple[int, ...], classes: int) -> nn.Module:
+def build(shape: tuple[int, ...], classes: int, share: float) -> nn.Module:
     """Return the model for images of this shape."""
     channels, height, width = shape
+    first, second, dense = (part(size, share) for size in (16, 32, 64))
     return nn.Sequential(
-        nn.Conv2d(channels, 16, kernel_size=5, stride=2, padding=2),
+        nn.Conv2d(channels, first, kernel_size=5, stride=2, padding=2),
         nn.ReLU(),
-        nn.Conv2d(16, 32, kernel_size=3, stride=2, padding=1),
+        nn.Conv2d(first, second, kernel_size=3, stride=2, padding=1),
         nn.ReLU(),
         nn.Flatten(),
-        nn.Linear(32 * -(-height // 4) * -(-width // 4), 64),
+        nn.Linear(second * -(-height // 4) * -(-width // 4), dense),
         nn.ReLU(),
-        nn.Linear(64, classes),
+        nn.Linear(dense, classes),
     )

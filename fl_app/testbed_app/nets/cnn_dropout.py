@@ -2,23 +2,26 @@
 
 from torch import nn
 
+from testbed_app.nets import part
+
 DIMENSIONS, LEAST = 3, 6
 
 
-def build(shape: tuple[int, ...], classes: int) -> nn.Module:
+def build(shape: tuple[int, ...], classes: int, share: float) -> nn.Module:
     """Return the model for images of this shape."""
     channels, height, width = shape
+    first, second, dense = (part(size, share) for size in (32, 64, 128))
     return nn.Sequential(
-        nn.Conv2d(channels, 32, kernel_size=3),
+        nn.Conv2d(channels, first, kernel_size=3),
         nn.ReLU(),
-        nn.Conv2d(32, 64, kernel_size=3),
+        nn.Conv2d(first, second, kernel_size=3),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Dropout(0.25),
         nn.Flatten(),
-        nn.Linear(64 * ((height - 4) // 2) * ((width - 4) // 2), 128),
+        nn.Linear(second * ((height - 4) // 2) * ((width - 4) // 2), dense),
         nn.ReLU(),
         nn.Dropout(0.5),
-        nn.Linear(128, classes),
+        nn.Linear(dense, classes),
         nn.LogSoftmax(dim=1),
     )

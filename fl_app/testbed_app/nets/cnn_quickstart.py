@@ -2,24 +2,27 @@
 
 from torch import nn
 
+from testbed_app.nets import part
+
 DIMENSIONS, LEAST = 3, 16
 
 
-def build(shape: tuple[int, ...], classes: int) -> nn.Module:
+def build(shape: tuple[int, ...], classes: int, share: float) -> nn.Module:
     """Return the model for images of this shape."""
     channels, *sides = shape
     height, width = (((side - 4) // 2 - 4) // 2 for side in sides)
+    first, second, third, fourth = (part(size, share) for size in (6, 16, 120, 84))
     return nn.Sequential(
-        nn.Conv2d(channels, 6, kernel_size=5),
+        nn.Conv2d(channels, first, kernel_size=5),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, kernel_size=5),
+        nn.Conv2d(first, second, kernel_size=5),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(16 * height * width, 120),
+        nn.Linear(second * height * width, third),
         nn.ReLU(),
-        nn.Linear(120, 84),
+        nn.Linear(third, fourth),
         nn.ReLU(),
-        nn.Linear(84, classes),
+        nn.Linear(fourth, classes),
     )

@@ -7,21 +7,23 @@ from typing import cast
 
 from torch import Tensor, nn
 
+from testbed_app.nets import part
+
 DIMENSIONS, LEAST = 1, 1
 
 
 class _Lstm(nn.Module):
-    def __init__(self, vocabulary: int) -> None:
+    def __init__(self, vocabulary: int, embedding: int, hidden: int) -> None:
         super().__init__()
-        self._embedding = nn.Embedding(vocabulary, 8)
-        self._lstm = nn.LSTM(8, 256, num_layers=2, batch_first=True)
-        self._dense = nn.Linear(256, vocabulary)
+        self._embedding = nn.Embedding(vocabulary, embedding)
+        self._lstm = nn.LSTM(embedding, hidden, num_layers=2, batch_first=True)
+        self._dense = nn.Linear(hidden, vocabulary)
 
     def forward(self, tokens: Tensor) -> Tensor:
         outputs, _ = self._lstm(self._embedding(tokens))
         return cast(Tensor, self._dense(outputs[:, -1]))
 
 
-def build(shape: tuple[int, ...], classes: int) -> nn.Module:
+def build(shape: tuple[int, ...], classes: int, share: float) -> nn.Module:
     """Return the model; each token is a class."""
-    return _Lstm(classes)
+    return _Lstm(classes, part(8, share), part(256, share))

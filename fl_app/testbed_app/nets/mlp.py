@@ -4,16 +4,19 @@ import math
 
 from torch import nn
 
+from testbed_app.nets import part
+
 DIMENSIONS, LEAST = 3, 1
 
 
-def build(shape: tuple[int, ...], classes: int) -> nn.Module:
+def build(shape: tuple[int, ...], classes: int, share: float) -> nn.Module:
     """Return the model for images of this shape."""
+    first, second = part(128, share), part(256, share)
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(math.prod(shape), 128),
+        nn.Linear(math.prod(shape), first),
         nn.ReLU(),
-        nn.Linear(128, 256),
+        nn.Linear(first, second),
         nn.ReLU(),
-        nn.Linear(256, classes),
+        nn.Linear(second, classes),
     )

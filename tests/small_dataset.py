@@ -29,3 +29,13 @@ def write_idx(folder: Path, *, train: int, test: int) -> None:
         images, labels = images_and_labels(number, seed)
         (folder / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
         (folder / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+
+
+def write_npz(file: Path, *, seed: int, train: int = 300, test: int = 60) -> None:
+    """Write a data set of which label `seed` is missing."""
+    parts = {}
+    for part, number in (("train", train), ("test", test)):
+        images, labels = images_and_labels(2 * number, 2 * seed + (part == "test"))
+        kept = np.flatnonzero(labels != seed)[:number]
+        parts |= {f"x_{part}": images[kept], f"y_{part}": labels[kept]}
+    np.savez(file, allow_pickle=False, **parts)

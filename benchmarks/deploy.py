@@ -25,6 +25,9 @@ from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 REPOSITORY = Path(__file__).parents[1]
 sys.path.insert(0, str(REPOSITORY / "plugins" / "module_utils"))
 import testbed_docker  # noqa: E402 an Ansible module_utils file, which is no package
@@ -118,17 +121,17 @@ class Bench:
             list(pool.map(lambda address: self.run("ssh", *options, f"pi@{address}", "true"), self.addresses.values()))
 
     def measure(self, work: Callable[[], None]) -> Cost:
-        """Do some work on all hosts, with connections opened anew; the devices' own idle CPU is taken off."""
+        """Do some work on all hosts, with connections opened anew; what the devices do anyway is taken off."""
         self.close_connections()
-        (cpu, _), began = self.used(), time.monotonic()
+        before, began = self.used(), time.monotonic()
         time.sleep(5)
-        quiet, between = self.used()
-        idle = (quiet - cpu) / (time.monotonic() - began)
+        quiet = self.used()
+        idle = (quiet - before) / (time.monotonic() - began)
         own, began = _children(), time.monotonic()
         work()
-        seconds, (cpu, received) = time.monotonic() - began, self.used()
-        device = max(cpu - quiet - idle * seconds, 0) / len(self.addresses)
-        return Cost(seconds, _children() - own, device, (received - between) / len(self.addresses))
+        seconds = time.monotonic() - began
+        cpu, received = np.maximum(self.used() - quiet - idle * seconds, 0) / len(self.addresses)
+        return Cost(seconds, _children() - own, cpu, received)
 
     def close_connections(self) -> None:
         """End the SSH connections that Ansible keeps open to the devices."""
@@ -137,14 +140,14 @@ class Bench:
             if str(Path("~/.ansible/cp").expanduser()) in title:
                 os.kill(int(pid), 15)
 
-    def used(self) -> tuple[float, int]:
+    def used(self) -> NDArray[np.float64]:
         """Return what the devices used so far, all that runs in them included: CPU seconds and bytes received."""
-        cpu, received = 0.0, 0
+        used = np.zeros(2)
         for name in self.addresses:
             stats = testbed_docker.get(f"/containers/{NAME}-{name}/stats?stream=false&one-shot=true")
-            cpu += stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9
-            received += sum(network["rx_bytes"] for network in stats["networks"].values())
-        return cpu, received
+            received = sum(network["rx_bytes"] for network in stats["networks"].values())
+            used += (stats["cpu_stats"]["cpu_usage"]["total_usage"] / 1e9, received)
+        return used
 
 
 def _children() -> float:

@@ -32,7 +32,7 @@ OF_DEVICES = ("shape", "partition", "reboot")
 
 _BEAT = 5.0  # s between two signs of life; the device's side ends without one for 30 s
 _OPEN = 20.0  # s that a device gets for its first answer
-_SOURCES = ("testbed_docker", "testbed_conditions")
+_SOURCES = ("testbed_docker", "testbed_in_force", "testbed_conditions")
 _BOOT = """
 import json, os, sys, types
 text = b""

@@ -2,14 +2,17 @@
 
 import contextlib
 import getpass
+import re
 import shlex
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fltestbed.inventory import Host
 
 _KEEP_ALIVE = {"BatchMode": "yes", "ConnectTimeout": "10", "ServerAliveInterval": "5", "ServerAliveCountMax": "2"}
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 SSH_FAILED = 255
 """What `stream` returns when ssh itself failed."""
 
@@ -18,9 +21,14 @@ def stream(host: Host, argv: Sequence[str], *, follow: bool = False) -> int:
     """Run `argv` on a host and return its exit code, or 0 when `follow` was ended by Ctrl-C.
 
     Nothing is left running, here or there: with `follow` the command gets a terminal, whose end ends it.
+    What is not shown in a terminal has no colours.
     """
-    with subprocess.Popen(command(host, argv, follow=follow), stdin=subprocess.DEVNULL) as process:
+    output = None if sys.stdout.isatty() else subprocess.PIPE
+    begin = command(host, argv, follow=follow)
+    with subprocess.Popen(begin, stdin=subprocess.DEVNULL, stdout=output, text=True, errors="replace") as process:
         try:
+            for line in process.stdout or ():
+                print(_COLOUR.sub("", line), end="", flush=True)
             return process.wait()
         except KeyboardInterrupt:
             with contextlib.suppress(PermissionError):  # sudo here has had its Ctrl-C from the terminal

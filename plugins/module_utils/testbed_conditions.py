@@ -24,8 +24,8 @@ import time
 from pathlib import Path
 
 from ansible.module_utils.testbed_docker import EngineUnreachable, cgroup_limits, containers, inspect, post
+from ansible.module_utils.testbed_in_force import LOST, OF_NETWORK, InForce, as_size, boot, in_words
 
-STATE = Path("/var/lib/fltestbed")
 LEASE = 30  # s without a line after which a session ends
 IFB = "ifb-fltestbed"
 HANDLE, CHILD = "fed:", "fee:"
@@ -33,8 +33,6 @@ OWN_RATE = 100e9  # bit/s, of a direction whose rate is not limited
 QUEUE = 0.2  # s that a packet waits at most for its turn, before it is dropped
 CGROUPS = Path("/sys/fs/cgroup")
 OF_CLIENTS = ("throttle", "pause", "kill")
-OF_NETWORK = ("shape", "network", "partition")
-LOST = (*OF_NETWORK, "pause")  # what a reboot undoes
 
 
 class Refused(Exception):
@@ -49,12 +47,6 @@ def run(*command):
     if done.returncode:
         raise Refused(f"{' '.join(command)}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
-
-
-def boot():
-    """Return what tells one start of this system from the next, in a container too."""
-    kernel, first = Path("/proc/sys/kernel/random/boot_id"), Path("/proc/1/stat")
-    return f"{kernel.read_text().strip()} {first.read_text().rpartition(')')[2].split()[19]}"
 
 
 # Network
@@ -251,39 +243,11 @@ def memory_used(pid):
     return used - (inactive or 0)
 
 
-def as_size(count):
-    return f"{count / 2**20:.0f}m"
-
-
-def in_words(entry):
-    """Return an entry of the state as a person reads it."""
-    units = {
-        "cpus": lambda value: f"{value:g} cpus",
-        "memory": lambda value: f"{as_size(value)} of memory",
-        "rate_up": lambda value: f"{value / 1e6:g} mbit up",
-        "rate_down": lambda value: f"{value / 1e6:g} mbit down",
-        "delay": lambda value: f"{value * 1e3:g} ms delay",
-        "jitter": lambda value: f"{value * 1e3:g} ms jitter",
-        "loss": lambda value: f"{value * 100:g} % loss",
-    }
-    values = ", ".join(units[key](value) for key, value in entry["parameters"].items())
-    done = {
-        "throttle": "throttled to",
-        "shape": "network shaped to",
-        "network": "network of the inventory:",
-        "pause": "paused",
-        "kill": "killed",
-        "partition": "cut off from the server",
-    }
-    return " ".join(part for part in (entry["client"], done[entry["kind"]], values) if part)
-
-
-class Conditions:
+class Conditions(InForce):
     """The conditions of one testbed on this device. With a session, what it puts in force is its own to undo."""
 
     def __init__(self, project, session=""):
-        self.project = project
-        self.file = STATE / f"conditions-{project[len('fltestbed-') :]}.json"
+        super().__init__(project)
         self.session = session
         self.entries = {}
 
@@ -292,7 +256,7 @@ class Conditions:
     @contextlib.contextmanager
     def alone(self):
         """Keep others from changing conditions of this device meanwhile, and read which are in force."""
-        folder = os.open(STATE.parent, os.O_RDONLY)  # it is there, so that to ask leaves no trace
+        folder = os.open(self.file.parent.parent, os.O_RDONLY)  # it is there, so that to ask leaves no trace
         try:
             fcntl.flock(folder, fcntl.LOCK_EX)
             self.entries = self.read()
@@ -300,20 +264,13 @@ class Conditions:
         finally:
             os.close(folder)
 
-    def read(self):
-        """Return the entries in force by what they are of."""
-        try:
-            return json.loads(self.file.read_text())
-        except FileNotFoundError:
-            return {}
-
     def save(self):
         """Write the state whole, for root alone, and on the disk before anything else happens."""
         self.tell()
         if not self.entries:
             self.file.unlink(missing_ok=True)
             return
-        STATE.mkdir(mode=0o755, exist_ok=True)
+        self.file.parent.mkdir(mode=0o755, exist_ok=True)
         partial = self.file.with_suffix(".new")
         partial.unlink(missing_ok=True)
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
@@ -321,15 +278,6 @@ class Conditions:
             out.flush()
             os.fsync(out.fileno())
         partial.replace(self.file)
-
-    def standing(self):
-        """Return what is in force, a row each: kind, client, parameters, since, lost (in a reboot), text."""
-        now = boot()
-        return [
-            {key: entry[key] for key in ("kind", "client", "parameters", "since")}
-            | {"lost": entry["kind"] in LOST and entry["boot"] != now, "text": in_words(entry)}
-            for entry in self.read().values()
-        ]
 
     def tell(self):
         """Write for node-exporter what is in force, where there is one."""

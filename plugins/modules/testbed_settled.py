@@ -75,9 +75,9 @@ import os
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testbed_conditions import Conditions
 from ansible.module_utils.testbed_docker import EngineUnreachable, containers, inspect
 from ansible.module_utils.testbed_host import cgroup
+from ansible.module_utils.testbed_in_force import InForce
 
 RECORD = ".fltestbed-settled.json"
 # What runs and their data change below the testbed's folder.
@@ -200,7 +200,7 @@ def main():
     result = {"changed": False, "ansible_facts": {"testbed_kind": {"arch": os.uname().machine, "cgroup": cgroup()}}}
     result |= {"settled": False, "differences": [], "changed_services": [], "conditions": []}
     try:
-        result["conditions"] = conditions = Conditions(module.params["project"]).standing()
+        result["conditions"] = conditions = InForce(module.params["project"]).standing()
         left = json.loads(record.read_text()) if record.exists() else None
         now = observe(module) if left or module.params["state"] == "recorded" else None
     except EngineUnreachable as error:

@@ -67,8 +67,8 @@ import platform
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testbed_conditions import Conditions
 from ansible.module_utils.testbed_docker import EngineUnreachable, cgroup_limits, containers, get, inspect
+from ansible.module_utils.testbed_in_force import InForce
 
 
 def describe(summary):
@@ -140,7 +140,7 @@ def main():
         "arch": platform.machine(),
         "docker": None,
         "containers": [],
-        "conditions": Conditions(module.params["project"]).standing(),
+        "conditions": InForce(module.params["project"]).standing(),
     }
     try:
         result["docker"] = get("/version")["Version"]

@@ -130,9 +130,9 @@ def test_the_servers_own_host_cannot_be_cut_off_from_itself() -> None:
 # where the server is, which its containers say, is told here.
 
 LAB_IN_HERE = """
-import subprocess
+import subprocess, sys
 from pathlib import Path
-module.STATE = Path("{state}")
+sys.modules["ansible.module_utils.testbed_in_force"].STATE = Path("{state}")
 module.Conditions.server = lambda self: (["192.0.2.10"], [9092, 5000])
 serve = lambda: module.serve({lease})
 """
@@ -391,7 +391,7 @@ class Recorder(device_side.Conditions):  # type: ignore[name-defined, misc]
 
 @pytest.fixture
 def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(device_side, "STATE", tmp_path / "state")
+    monkeypatch.setattr("ansible.module_utils.testbed_in_force.STATE", tmp_path / "state")
     return tmp_path / "state" / "conditions-lab.json"
 
 
@@ -434,7 +434,8 @@ def test_a_reboot_loses_the_network_and_keep_puts_it_in_force_again(
     here = Recorder()
     here.apply("throttle", {"cpus": 0.5}, ["a"])
     here.apply("network", {"delay": 0.1}, [])
-    monkeypatch.setattr(device_side, "boot", lambda: "the next")
+    for module in (device_side, sys.modules["ansible.module_utils.testbed_in_force"]):
+        monkeypatch.setattr(module, "boot", lambda: "the next")
     assert [(row["kind"], row["lost"]) for row in here.standing()] == [("throttle", False), ("network", True)]
     assert here.apply("keep", {}, []) == "in force again: network of the inventory: 100 ms delay"
     assert here.seen[-1][0] == "network"

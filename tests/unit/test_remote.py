@@ -63,6 +63,19 @@ def test_no_shell_stands_between(tmp_path: Path) -> None:
     assert file.read_text() == "$HOME; `id`"
 
 
+def test_a_log_has_colours_in_a_terminal_alone() -> None:
+    program = (
+        "from fltestbed.inventory import Host; from fltestbed.remote import stream; "
+        "stream(Host('server', {'ansible_connection': 'local', 'ansible_become': False}), "
+        "['printf', r'\\033[92mINFO\\033[0m: one\\ntwo'])"
+    )
+    coloured, plain = b"\x1b[92mINFO\x1b[0m: one", b"INFO: one"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == plain + b"\ntwo"
+    leader, follower = os.openpty()
+    subprocess.run([sys.executable, "-c", program], stdout=follower, check=True)
+    assert os.read(leader, 1024).startswith(coloured)
+
+
 def test_the_exit_code_is_the_commands() -> None:
     assert stream(HERE, ["sh", "-c", "exit 7"]) == 7
 

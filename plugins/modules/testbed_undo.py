@@ -70,8 +70,10 @@ from ansible.module_utils.testbed_docker import EngineUnreachable, get
 # Docker's own chains, and its rules in others: they name such a chain, its bridge or one of its networks' bridges.
 DOCKER_CHAIN = re.compile(r"DOCKER(-.+)?")
 DOCKER_RULE = re.compile(r"\b(DOCKER|docker0|br-[0-9a-f]{12})\b")
+FORWARD = "filter FORWARD"  # the chain of which the engine changes the policy
 PROJECT = "com.docker.compose.project"
-BUILDS = "name=^fltestbed-build-"
+BUILD = "fltestbed-build-"
+ENGINE_DATA = Path("/var/lib/docker")
 # Of an engine that the role docker started where there is no systemd.
 PID_FILE = Path("/run/fltestbed-dockerd.pid")
 ENGINE_LOG = Path("/var/log/fltestbed-dockerd.log")
@@ -204,7 +206,7 @@ class Undo:
         testbed = self.module.params["testbed"]
         if self.record is None:
             return []
-        self.remove_all("container", "ls", "--all", "--filter", BUILDS)
+        self.remove_all("container", "ls", "--all", "--filter", f"name=^{BUILD}")
         others = [name for name in self.record["testbeds"] if name != testbed]
         if others:
             if testbed in self.record["testbeds"]:
@@ -250,6 +252,11 @@ class Undo:
     def require_nobody_else(self):
         """Refuse to remove an engine that others have come to use."""
         if not self.engine:
+            if theirs := self.kept_for_others():
+                raise Refused(
+                    f"the Docker engine does not run, and it keeps what is not fltestbed's: {', '.join(theirs)}. "
+                    "Start it (systemctl start docker), remove them, and run this again"
+                )
             return
         theirs = self.run("docker", "container", "ls", "--all", "--format", "container {{.Names}}", check=True)[1]
         theirs += self.run("docker", "volume", "ls", "--format", "volume {{.Name}}", check=True)[1]
@@ -260,6 +267,17 @@ class Undo:
                 "fltestbed installed the Docker engine, and by now others use it: "
                 f"{', '.join(theirs.strip().splitlines())}. Remove them, and run this again"
             )
+
+    def kept_for_others(self):
+        """Return the containers and volumes of others in the files of an engine that does not run."""
+        project, found = self.module.params["project"], []
+        for file in sorted(ENGINE_DATA.glob("containers/*/config.v2.json")):
+            container = json.loads(file.read_text())
+            name, labels = container["Name"].lstrip("/"), container["Config"].get("Labels") or {}
+            if labels.get(PROJECT) != project and not name.startswith(BUILD):
+                found.append(f"container {name}")
+        volumes = sorted(path.parent.name for path in ENGINE_DATA.glob("volumes/*/_data"))
+        return found + [f"volume {name}" for name in volumes if not name.startswith(f"{project}_")]
 
     def wait_for_dpkg(self):
         """Wait until nobody installs anything, such as an `up` that was interrupted on the controller alone."""
@@ -343,11 +361,10 @@ class Undo:
         for action in ("-F", "-X"):
             for table, chain in chains:
                 self.change(f"{program} {action} {chain}", program, "-w", "-t", table, action, chain)
-        for name, policy in now.items():
-            table, chain = name.split()
-            if policy not in ("-", was := before.get(name, "ACCEPT")):
-                text = f"put the policy of {program}'s {chain} back"
-                self.change(text, program, "-w", "-t", table, "-P", chain, was)
+        was = before.get(FORWARD, "ACCEPT")
+        if now.get(FORWARD, was) != was:
+            table, chain = FORWARD.split()
+            self.change(f"put the policy of {program}'s {chain} back", program, "-w", "-t", table, "-P", chain, was)
 
     def purge_packages(self):
         packages = self.known_packages()

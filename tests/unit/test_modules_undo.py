@@ -1,6 +1,9 @@
 """What testbed_record and testbed_undo decide without a host: the rest is in tests/e2e/test_purge.py."""
 
-from typing import Any
+import json
+import shutil
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from ansible.utils.vars import merge_hash
@@ -101,3 +104,48 @@ def test_a_record_is_whole_and_private(tmp_path: Any, monkeypatch: pytest.Monkey
     assert shared.testbeds() == ["a", "b"]
     assert shared.RECORD.stat().st_mode & 0o777 == 0o600
     assert [path.name for path in shared.RECORD.parent.iterdir()] == ["record.json"]
+
+
+class Host:
+    """An AnsibleModule for `Undo`, of a purge in check mode."""
+
+    check_mode = True
+    params: ClassVar[dict[str, Any]] = {"testbed": "lab", "project": "fltestbed-lab", "record": None}
+
+
+@pytest.fixture
+def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The way back of a host on which the engine does not run."""
+    monkeypatch.setattr(shared, "RECORD", tmp_path / "record.json")
+    monkeypatch.setattr(undo, "ENGINE_DATA", tmp_path)
+
+    def get(path: str) -> None:
+        raise undo.EngineUnreachable("nobody listens")
+
+    monkeypatch.setattr(undo, "get", get)
+    return undo.Undo(Host)
+
+
+def test_what_others_keep_in_a_stopped_engine_is_not_removed(stopped: Any, tmp_path: Path) -> None:
+    labels = {"ours": {undo.PROJECT: "fltestbed-lab"}, "fltestbed-build-1": {}, "database": {}}
+    for name, own in labels.items():
+        folder = tmp_path / "containers" / name
+        folder.mkdir(parents=True)
+        (folder / "config.v2.json").write_text(json.dumps({"Name": f"/{name}", "Config": {"Labels": own or None}}))
+    for name in ("rows", "fltestbed-lab_state"):
+        (tmp_path / "volumes" / name / "_data").mkdir(parents=True)
+    with pytest.raises(undo.Refused, match=r"not fltestbed's: container database, volume rows\. Start it"):
+        stopped.require_nobody_else()
+    shutil.rmtree(tmp_path / "containers" / "database")
+    shutil.rmtree(tmp_path / "volumes" / "rows")
+    stopped.require_nobody_else()
+
+
+def test_a_firewall_that_came_later_stays(stopped: Any) -> None:
+    saved = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:DOCKER - [0:0]\n-A INPUT -p tcp --dport 22 -j ACCEPT\n"
+    stopped.clean_firewall("iptables", saved, {})
+    assert stopped.done == [
+        "iptables -F DOCKER",
+        "iptables -X DOCKER",
+        "put the policy of iptables's FORWARD back",
+    ]

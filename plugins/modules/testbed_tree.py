@@ -93,6 +93,7 @@ def inside(root, name):
 
 
 def main():
+    os.umask(0o022)  # what runs in containers as another user reads the folders too
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},

@@ -37,6 +37,7 @@ checked:
   type: bool
 """
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -44,6 +45,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 
 def main():
+    os.umask(0o022)  # what runs in containers as another user reads the folders too
     module = AnsibleModule(
         argument_spec={
             "root": {"type": "path", "required": True},

@@ -48,6 +48,15 @@ def test_files_land_with_content_mode_and_owner(tmp_path: Path) -> None:
     assert facts(tmp_path / "state") == ("", 0o700, 10001)
 
 
+def test_containers_can_enter_the_folders_whatever_the_hosts_umask(tmp_path: Path) -> None:
+    before = os.umask(0o077)
+    try:
+        deliver(tmp_path / "new")
+    finally:
+        os.umask(before)
+    assert [facts(tmp_path / name)[1] for name in ("new", "new/proxy")] == [0o755, 0o755]
+
+
 def test_a_second_time_changes_nothing(tmp_path: Path) -> None:
     deliver(tmp_path)
     before = everything(tmp_path)

@@ -62,6 +62,10 @@ options:
     type: list
     elements: int
     default: []
+  cadvisor:
+    description: C(port) that cAdvisor will use, and C(cgroups), the versions of control groups with which it runs.
+    type: dict
+    default: {}
   address:
     description: The name or address by which this host dials the server.
     type: str
@@ -432,7 +436,10 @@ def check_ports(host):
         for port in container["Ports"]
     }
     own = [container["Id"] for container in containers() if in_project(container, host)]
-    for port in host.params["serve"] + host.params["bind"]:
+    ports, cadvisor = host.params["serve"] + host.params["bind"], host.params["cadvisor"]
+    if cadvisor and host.cgroup["version"] in cadvisor["cgroups"]:
+        ports.append(cadvisor["port"])
+    for port in ports:
         container = published.get(port)
         if container:
             if in_project(container, host):
@@ -485,6 +492,14 @@ def check_docker(host):
         yield error(
             "the Docker engine is installed, and systemd failed to start it",
             "see journalctl --unit docker, correct that, and: systemctl restart docker",
+        )
+    elif (
+        host.docker["running"]
+        and says("systemctl", "show", "--property=LoadState", "--value", "docker.service") == "not-found"
+    ):
+        yield error(
+            "a Docker engine runs that is no service of systemd, as snap's",
+            "remove it (snap remove docker); fltestbed up installs the distribution's",
         )
 
 
@@ -748,6 +763,7 @@ def main():
             "docker_repository": {"type": "bool", "default": False},
             "serve": {"type": "list", "elements": "int", "default": []},
             "bind": {"type": "list", "elements": "int", "default": []},
+            "cadvisor": {"type": "dict", "default": {}},
             "address": {"type": "str", "default": ""},
             "reach": {"type": "list", "elements": "int", "default": []},
             "wait": {"type": "int", "default": 120},

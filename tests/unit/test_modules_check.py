@@ -29,6 +29,7 @@ def host(**params: Any) -> Any:
         "docker_repository": False,
         "serve": [],
         "bind": [],
+        "cadvisor": {},
         "address": "",
         "reach": [],
         "wait": 0,
@@ -156,6 +157,9 @@ def test_a_port_is_named_with_its_holder(free_port: int) -> None:
         server = host(serve=[free_port])
         assert f"(process {os.getpid()})" in only(check.check_ports(server))["what"]
         assert server.unserved == []
+        version = server.cgroup["version"]
+        assert only(check.check_ports(host(cadvisor={"port": free_port, "cgroups": [version]})))
+        assert list(check.check_ports(host(cadvisor={"port": free_port, "cgroups": [3 - version]}))) == []
 
 
 def test_server_and_device_meet_and_nothing_goes_on_listening(free_port: int) -> None:

@@ -295,6 +295,7 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
             own += _check_network(variables, name in groups.get("superlink", []))
         problems += [(name, problem) for problem in own]
     problems += _check_addresses(groups.get("testbed", []), hosts)
+    problems += _check_server(groups, hosts)
     problems += _check_unique(clients)
     said = set()
     for name, problem in problems:
@@ -523,11 +524,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 """What a type alone does not say of a variable."""
 _ANSIBLES = [
     *CONNECTION,
-    *("ansible_ssh_host", "ansible_ssh_port", "ansible_ssh_user", "ansible_ssh_pass", "ansible_ssh_password"),
-    *("ansible_password", "ansible_private_key_file", "ansible_ssh_executable"),
-    *("ansible_ssh_extra_args", "ansible_ssh_args", "ansible_sftp_extra_args", "ansible_scp_extra_args"),
+    *("ansible_password", "ansible_ssh_pass", "ansible_ssh_password", "ansible_ssh_executable"),
+    *("ansible_sftp_extra_args", "ansible_scp_extra_args"),
     *("ansible_ssh_pipelining", "ansible_pipelining", "ansible_ssh_timeout", "ansible_timeout", "ansible_ssh_retries"),
-    *("ansible_ssh_transfer_method", "ansible_ssh_use_tty", "ansible_ssh_common_args", "ansible_connection_user"),
+    *("ansible_ssh_transfer_method", "ansible_ssh_use_tty", "ansible_connection_user"),
     *("ansible_host_key_checking", "ansible_ssh_host_key_checking", "ansible_control_path", "ansible_control_path_dir"),
     *("ansible_become_user", "ansible_become_method", "ansible_become_exe", "ansible_become_flags"),
     *("ansible_become_password", "ansible_become_pass", "ansible_sudo_pass", "ansible_sudo_password"),
@@ -636,6 +636,24 @@ def _check_addresses(names: list[str], hosts: Mapping[str, Any]) -> Iterator[tup
             yield name, _Problem("ansible_host", f"has the address of {other}, {address[0]}", fix)
 
 
+def _check_server(groups: Mapping[str, list[str]], hosts: Mapping[str, Any]) -> Iterator[tuple[str, _Problem]]:
+    """Yield the server's addresses that the containers of devices cannot dial."""
+    server = next(iter(groups.get("superlink", [])), "")
+    for device in groups.get("supernodes", []) if server else []:
+        own = hosts[device]["variables"].get("testbed_superlink_address")
+        name, at = (device, "testbed_superlink_address") if own else (server, "ansible_host")
+        address = str(own or hosts[server]["variables"].get("ansible_host", server))
+        if device == server or _is_template(address):
+            continue
+        what = ""
+        if ":" in address:
+            what = f"{address} is IPv6, and Docker on the devices pulls no image from such an address"
+        elif re.fullmatch(r"[^.]+\.local", address):
+            what = f"{address} is a name of mDNS, which containers on the devices cannot look up"
+        if what:
+            yield name, _Problem(at, what, "write an IPv4 address or a name that DNS knows")
+
+
 def _check_unique(clients: list[Client]) -> Iterator[tuple[str, _Problem]]:
     devices: dict[str, str] = {}
     for client in clients:
@@ -660,9 +678,10 @@ def _ansibles_error(said: str, folder: Path) -> Finding:
     origin = re.search(r"^Origin: (.+?:\d+)", said, re.MULTILINE)
     lines = [line for line in said.splitlines() if line.strip()]
     where = shown(Path(origin[1])) if origin else shown(folder)
-    return Finding(
-        "error", "", where, lines[0], "this is what Ansible says of the folder; ansible-inventory --list shows more"
-    )
+    fix = "this is what Ansible says of the folder; ansible-inventory --list shows more"
+    if "vault" in lines[0]:
+        fix = "name the file that holds the vault's password in the environment variable ANSIBLE_VAULT_PASSWORD_FILE"
+    return Finding("error", "", where, lines[0], fix)
 
 
 @functools.cache

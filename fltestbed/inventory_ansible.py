@@ -5,6 +5,7 @@ the variables of the connection are templated: all others are data here, and a l
 """
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -17,7 +18,9 @@ CONNECTION = (
     "ansible_port",
     "ansible_user",
     "ansible_ssh_private_key_file",
+    "ansible_ssh_args",
     "ansible_ssh_common_args",
+    "ansible_ssh_extra_args",
     "ansible_become",
 )
 _ANSIBLES_OWN = (
@@ -37,6 +40,7 @@ def view(folder: str) -> dict[str, Any]:
     from ansible.errors import AnsibleError
     from ansible.inventory.manager import InventoryManager
     from ansible.parsing.dataloader import DataLoader
+    from ansible.parsing.vault import get_file_vault_secret
     from ansible.template import Templar
     from ansible.vars.manager import VariableManager
 
@@ -58,6 +62,10 @@ def view(folder: str) -> dict[str, Any]:
     defaults: dict[str, Any] = loader.load_from_file(str(file), trusted_as_template=True)
     answer: dict[str, Any] = {"groups": {}, "hosts": {}}
     try:
+        if vault := os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE"):
+            secret = get_file_vault_secret(vault, loader=loader)
+            secret.load()
+            loader.set_vault_secrets([("default", secret)])
         inventory = InventoryManager(loader=loader, sources=[folder])
         manager = VariableManager(loader=loader, inventory=inventory)
         for name, group in inventory.groups.items():

@@ -52,6 +52,8 @@ def ansible_environment() -> dict[str, str]:
     kept = {
         name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(("LC_", "PIP_", "XDG_"))
     }
+    if vault := os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE"):
+        kept["ANSIBLE_VAULT_PASSWORD_FILE"] = str(Path(vault).expanduser().absolute())
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PWD": str(Path.cwd()),

@@ -72,7 +72,9 @@ def tunnel(host: Host, local_port: int, port: int) -> list[str] | None:
 
 def _ssh(connection: Mapping[str, Any]) -> list[str]:
     """Return ssh with the options of the inventory's connection variables."""
-    ssh = ["ssh", *shlex.split(str(connection.get("ansible_ssh_common_args", "")))]
+    ssh = ["ssh"]
+    for variable in ("ansible_ssh_args", "ansible_ssh_common_args", "ansible_ssh_extra_args"):
+        ssh += shlex.split(str(connection.get(variable, "")))
     for option, value in _KEEP_ALIVE.items():
         ssh += ["-o", f"{option}={value}"]
     for flag, variable in (("-p", "ansible_port"), ("-l", "ansible_user"), ("-i", "ansible_ssh_private_key_file")):

@@ -31,7 +31,8 @@ def logs(
         )
     if code:
         error = HostError("docker compose logs", f"it ended with exit code {code}")
-        raise HostsFailed("there are no logs to show", {host.name: error}, "fltestbed up deploys the testbed")
+        hint = "the message above says why: fltestbed up deploys what is missing, and sudo must not ask for a password"
+        raise HostsFailed("there are no logs to show", {host.name: error}, hint)
 
 
 def _find(testbed: Testbed, what: str) -> tuple[Host, tuple[str, ...]]:

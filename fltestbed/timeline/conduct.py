@@ -1,7 +1,7 @@
 """A run's timeline from its first to its last moment: the connections to the devices, and the driver."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,6 +30,7 @@ def conduct(steps: Sequence[Step], testbed: Testbed, folder: Path, say: Callable
     ledger = Ledger(steps, testbed, folder, say)
     try:
         with Sessions(testbed, dict.fromkeys(step.target.device for step in steps)) as sessions:
+            _require_sudo(sessions.unreachable)
             for device, reason in sessions.unreachable.items():
                 say(f"warning: {device} does not answer ({reason}); it is tried again when its next event is due")
             _require_possible(steps, sessions)
@@ -37,6 +38,16 @@ def conduct(steps: Sequence[Step], testbed: Testbed, folder: Path, say: Callable
                 yield driver
     finally:
         ledger.close()
+
+
+def _require_sudo(unreachable: Mapping[str, str]) -> None:
+    wanting = {device: HostError("sudo", why) for device, why in unreachable.items() if why.startswith("sudo:")}
+    if wanting:
+        raise PreflightError(
+            "a timeline needs a sudo that asks for no password",
+            wanting,
+            "allow it there (NOPASSWD), or run an experiment without a timeline",
+        )
 
 
 def _require_possible(steps: Sequence[Step], sessions: Sessions) -> None:

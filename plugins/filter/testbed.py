@@ -233,6 +233,7 @@ def scrape_targets(
         if program == "cadvisor" and probe.get("cgroup", {}).get("version") not in cadvisor_cgroups:
             continue
         address = "host.docker.internal" if host == own_host else variables.get("ansible_host", host)
+        address = f"[{address}]" if ":" in address else address
         groups = [name for name in ("superlink", "monitoring", "supernodes") if name in variables["group_names"]]
         labels = {
             "device": host,

@@ -52,7 +52,24 @@ def beside(name: str, content: str) -> dict[str, str]:
     return {"hosts.yml": HOSTS, name: content}
 
 
+SERVER = "        server: {ansible_host: 192.0.2.10}\n"
+NAME_OR_ADDRESS = "write an IPv4 address or a name that DNS knows"
 BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
+    (
+        change(SERVER, SERVER.replace("192.0.2.10", "laptop.local")),
+        "lab/hosts.yml:5: server: laptop.local is a name of mDNS, which containers on the devices cannot look up",
+        NAME_OR_ADDRESS,
+    ),
+    (
+        pi("testbed_superlink_address: '2001:db8::10'"),
+        "lab/hosts.yml:9: pi-2: 2001:db8::10 is IPv6, and Docker on the devices pulls no image from such an address",
+        NAME_OR_ADDRESS,
+    ),
+    (
+        pi("ansible_private_key_file: ~/.ssh/lab"),
+        "lab/hosts.yml:9: pi-2: there is no variable ansible_private_key_file",
+        "did you mean ansible_ssh_private_key_file or ansible_host_key_checking or ansible_port?",
+    ),
     # Units, types and keys of clients
     (
         pi("testbed_client: {memory: 2gg}"),
@@ -178,7 +195,7 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
     (
         pi("ansible_hosts: 192.0.2.23"),
         "lab/hosts.yml:9: pi-2: there is no variable ansible_hosts",
-        "did you mean ansible_host or ansible_ssh_host or ansible_port?",
+        "did you mean ansible_host or ansible_port or ansible_user?",
     ),
     # Types of the roles' variables
     (

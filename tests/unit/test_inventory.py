@@ -1,6 +1,8 @@
 """What an inventory may say, and what becomes of it."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from fltestbed import inventory, inventory_stamp
 from fltestbed.errors import InventoryError
 from fltestbed.inventory import load, resolve_clients
 from fltestbed.new_inventory import templates
-from fltestbed.paths import find_inventory
+from fltestbed.paths import ansible_environment, find_inventory
 
 PROFILES = {"rpi4": {"cpus": 4, "memory": "3840m", "source": "brief"}, "rpi3": {"cpus": 4, "memory": "768m"}}
 
@@ -130,6 +132,21 @@ def test_a_folder_becomes_a_testbed(tmp_path: Path) -> None:
     assert [host.name for host in testbed.hosts] == ["server", "pi-1", "pi-2"]
     assert [client["client"] for client in testbed.clients] == ["pi-1", "pi-2-1", "pi-2-2"]
     assert testbed.devices[0].connection == {"ansible_ssh_private_key_file": f"{Path.cwd()}/.fltestbed/lab/key"}
+
+
+def test_encrypted_variables_are_read_with_the_vaults_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "lab", {"pi-1": None})
+    (folder / "group_vars").mkdir()
+    file, password = folder / "group_vars" / "supernodes.yml", tmp_path / "password"
+    password.write_text("open sesame\n")
+    file.write_text("ansible_user: lab\nansible_become_password: secret\n")
+    vault = [Path(sys.executable).with_name("ansible-vault"), "encrypt", f"--vault-password-file={password}", file]
+    subprocess.run(vault, check=True, capture_output=True, env=ansible_environment())
+    with pytest.raises(InventoryError, match="ANSIBLE_VAULT_PASSWORD_FILE"):
+        load(folder)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ANSIBLE_VAULT_PASSWORD_FILE", "password")
+    assert load(folder).devices[0].connection == {"ansible_user": "lab"}
 
 
 def test_the_server_can_be_a_device_too(tmp_path: Path) -> None:

@@ -185,6 +185,7 @@ def test_targets_come_from_the_inventory() -> None:
         "server": watched("superlink", "monitoring", ansible_host="192.0.2.10"),
         "pi-1": watched("supernodes", ansible_host="192.0.2.21", testbed_profile="rpi4"),
         "pi-2": watched("supernodes", cgroup=2),
+        "pi-3": watched("supernodes", cgroup=2, ansible_host="2001:db8::23"),
         "gone": {"group_names": ["supernodes"], "ansible_host": "192.0.2.23"},
     }
     nodes = filters["scrape_targets"](list(hosts), hosts, "server", 9100, "node_exporter", [1])
@@ -192,6 +193,7 @@ def test_targets_come_from_the_inventory() -> None:
         "server": ["host.docker.internal:9100"],
         "pi-1": ["192.0.2.21:9100"],
         "pi-2": ["pi-2:9100"],
+        "pi-3": ["[2001:db8::23]:9100"],
         "gone": ["192.0.2.23:9100"],
     }
     labels = {target["labels"]["device"]: target["labels"] for target in nodes}

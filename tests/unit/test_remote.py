@@ -24,11 +24,12 @@ def test_the_inventory_says_how_a_host_is_reached() -> None:
             "ansible_user": "pi",
             "ansible_ssh_private_key_file": "/keys/id",
             "ansible_ssh_common_args": '-o UserKnownHostsFile="/a b/known" -J gate',
+            "ansible_ssh_extra_args": "-o Compression=yes",
             "ansible_become": True,
         },
     )
     argv = command(host, ["docker", "compose", "logs", "a b; id"])
-    assert argv[:5] == ["ssh", "-o", "UserKnownHostsFile=/a b/known", "-J", "gate"]
+    assert argv[:7] == ["ssh", "-o", "UserKnownHostsFile=/a b/known", "-J", "gate", "-o", "Compression=yes"]
     assert argv[-9:] == [
         *["-p", "2222", "-l", "pi", "-i", "/keys/id"],
         *["--", "192.0.2.21", "sudo -n docker compose logs 'a b; id'"],

@@ -1,6 +1,8 @@
 """The driver of a timeline: steps at their moments, whatever the devices do, and all put back at the end."""
 
+import dataclasses
 import json
+import os
 import re
 import threading
 import time
@@ -317,6 +319,22 @@ def test_a_device_that_cannot_do_it_is_refused_before_the_run(tmp_path: Path) ->
         pytest.fail("it began")
     assert list(caught.value.hosts) == ["pi-1"]
     assert caught.value.hosts["pi-1"].task == "timeline.events.0: throttle cpus 0.5"
+
+
+def test_a_sudo_that_wants_a_password_is_told_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sudo = tmp_path / "sudo"
+    sudo.write_text("#!/bin/sh\necho 'sudo: a password is required' >&2\nexit 1\n")
+    sudo.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("LOGNAME", "pi")
+    here = inventory.Host("pi-1", {"ansible_connection": "local"})
+    testbed = dataclasses.replace(lab(tmp_path), devices=(here,))
+    with (
+        pytest.raises(PreflightError, match="sudo that asks for no password") as caught,
+        conduct.conduct([step(1, When("seconds", 0.0), "pi-1", "kill")], testbed, tmp_path / "r1", print),
+    ):
+        pytest.fail("it began")
+    assert list(caught.value.hosts) == ["pi-1"]
 
 
 def test_the_end_of_a_run_keeps_its_timeline_among_the_events(tmp_path: Path) -> None:

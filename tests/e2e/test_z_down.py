@@ -6,6 +6,14 @@ from pathlib import Path
 from .lab import DEVICES, Lab
 
 
+def test_a_testbed_that_was_taken_down_comes_back_on_a_device_without_images(lab: Lab) -> None:
+    """The server's engine still has the images then, and the files that devices pull are gone."""
+    lab.run("down", "--yes")
+    lab.on(DEVICES[0], "sh", "-c", "docker image rm --force $(docker image ls --quiet)")
+    lab.run("up")
+    assert "client" in lab.on(DEVICES[0], "docker", "ps", "--format", "{{.Names}}")
+
+
 def test_down_leaves_nothing_on_the_hosts(lab: Lab) -> None:
     lab.run("down", "--yes")
     for device in ("server", *DEVICES):

@@ -401,6 +401,8 @@ class Undo:
             content = before["content"] if before and left == old else json.dumps(left, indent=4) + "\n"
             self.change_file(f"put {path} back", self.write_daemon_json, content, before["mode"] if before else 0o644)
         if not self.engine_is_ours and self.run("systemctl", "is-active", "docker.service")[1].strip() == "active":
+            if not self.module.check_mode:
+                self.run("systemctl", "reset-failed", "docker.service")  # systemd refuses the fourth start in a minute
             self.change("restart the engine", "systemctl", "restart", "docker.service")
 
     def write_daemon_json(self, content, mode):

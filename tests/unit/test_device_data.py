@@ -1,6 +1,7 @@
 """Data that lie on the devices: what the clients tell of them, what is refused, and a run on them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from ansible_modules import load
 from small_dataset import images_and_labels, write_npz
 
@@ -106,6 +108,61 @@ def test_the_plan_has_no_data(tmp_path: Path) -> None:
     assert sent["data"] == {"classes": 3, "shape": [1, 28, 28]}
     assert [client["partition"]["labels"] for client in sent["clients"]] == [[1, 2, 0], [0, 1, 2]]
     assert filters["with_device_data"](prepared, {"pi-1": {}, "pi-2": {}}) == prepared
+
+
+@pytest.mark.parametrize("sizes", [(28, 28), (28, 32)])
+def test_a_run_needs_examples_of_one_shape(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    """The task of the real playbook, with a server that has no clients first, and an engine that prints reports."""
+    for device, size in zip(DEVICES, sizes, strict=True):
+        report = {"sha256": "a", "examples": 3, "held_out": 1, "labels": [3], "shape": [1, size, size]}
+        (tmp_path / f"lab-client-{device['client']}-1").write_text(json.dumps(report))
+    (tmp_path / "docker").write_text(f'#!/bin/sh\ncat "{tmp_path}/$2"\n')
+    (tmp_path / "docker").chmod(0o755)
+    tasks = [
+        task
+        for play in yaml.safe_load((ROOT / "playbooks/run.yml").read_text())
+        for task in play["tasks"]
+        if task["name"] == "Look at the data that lie on the devices"
+    ]
+    prepared = {
+        "experiment": {"data": {"source": "device", "name": "bars"}},
+        "partitions": [{"device": device["device"], "client": device["client"]} for device in DEVICES],
+    }
+    hosts = {device["device"]: {"testbed_host_clients": [device]} for device in DEVICES}
+    inventory = {
+        "all": {
+            "vars": {"ansible_connection": "local", "testbed_superlink_host": "server", "testbed_project": "lab"},
+            "children": {
+                "testbed": {
+                    "children": {
+                        "superlink": {"hosts": {"server": {"testbed_host_clients": [], "__run_prepared": prepared}}},
+                        "supernodes": {"hosts": hosts},
+                    }
+                }
+            },
+        }
+    }
+    (tmp_path / "hosts.yml").write_text(json.dumps(inventory))
+    (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "testbed", "gather_facts": False, "tasks": tasks}]))
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "hosts.yml", "play.yml"],
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    refused = (
+        "The clients' examples differ in shape, and one model cannot take them: {'pi-1': [1, 28, 28], 'pi-2':" in said
+    )
+    assert (done.returncode != 0, refused) == (sizes[0] != sizes[1], sizes[0] != sizes[1]), said
 
 
 @pytest.mark.parametrize(

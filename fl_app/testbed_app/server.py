@@ -92,7 +92,7 @@ class Rounds:
         self._chooser = strategies.create(self._experiment["strategy"], self._experiment["train"]["learning_rate"])
         self._buffered = self._chooser if isinstance(self._chooser, strategies.FedBuff) else None
         self._least = self._chooser.min_train_nodes
-        sampled = max(int(len(self._clients) * self._chooser.fraction_train), self._least)
+        sampled = min(len(self._clients), max(int(len(self._clients) * self._chooser.fraction_train), self._least))
         privacy = self._experiment.get("privacy")
         self._privacy = privacy["name"] if privacy else ""
         self._strategy = strategies.private(self._chooser, privacy, sampled)
@@ -136,7 +136,11 @@ class Rounds:
                 message.content["arrays"] = packing.unpack(message.content.array_records["arrays"], shapes)
 
         # In the same order whoever was first, as a sum of floats depends on it.
-        trained, _ = self._strategy.aggregate_train(number, [replies[client] for client in sorted(replies)])
+        ordered = [replies[client] for client in sorted(replies)]
+        if self._privacy:
+            cast(Any, self._strategy).num_sampled_clients = len(ordered)  # which the noise is divided by
+        # Flower's wrappers for privacy cannot do without replies.
+        trained, _ = (self._strategy if ordered else self._chooser).aggregate_train(number, ordered)
         arrays = trained or arrays
         self._model.load_state_dict(arrays.to_torch_state_dict())
         loss, accuracy = None, None

@@ -374,7 +374,7 @@ PRIVACY: dict[str, Callable[..., flower.Strategy]] = {
 def private(strategy: flower.FedAvg, wanted: Mapping[str, Any] | None, clients: int) -> flower.Strategy:
     """Return the strategy in the wrapper for differential privacy that is wanted, if one is.
 
-    `clients` is how many train in a round. Raises AppError for an unknown name.
+    `clients` is how many a round asks to train. Raises AppError for an unknown name.
     """
     if wanted is None:
         return strategy

@@ -467,6 +467,28 @@ def test_the_noise_is_as_large_as_asked_for_and_the_same_for_the_same_seed(folde
     assert all(models[0][key].equal(models[1][key]) for key in start)
 
 
+def test_the_noise_is_that_of_the_clients_that_replied(folder: Path) -> None:
+    change(folder, rounds=1, privacy={"name": "server-fixed", "noise_multiplier": 3.0, "clipping_norm": 1e-6})
+    lead(LocalGrid(replies={("pi-2", 1): failing(8)}))
+    model = server.torch.load(folder / "model.pt")
+    start = server.models.create("cnn", 42, (1, 28, 28), 10).state_dict()
+    noise = server.torch.cat([(model[key] - start[key]).flatten() for key in start])
+    assert float(noise.std()) == pytest.approx(3.0 * 1e-6, rel=0.1)
+
+
+@pytest.mark.parametrize("name", strategies.PRIVACY)
+def test_a_round_without_any_result_does_not_end_a_private_run(folder: Path, name: str) -> None:
+    tifl = {"name": "tifl", "tiers": 2, "interval": 5, "credits": None, "fraction_train": 1.0}
+    change(folder, rounds=2, strategy=tifl, privacy={"name": name, "noise_multiplier": 0.01})
+    if name.endswith("fixed"):
+        change(folder, privacy={"name": name, "noise_multiplier": 0.01, "clipping_norm": 1.0})
+    lead(LocalGrid(replies={(client, 1): failing(8) for client in NAMES}))
+    first, last = rows(folder, "rounds")
+    assert (first["clients_selected"], first["clients_ok"]) == (2, 0)
+    assert last["clients_selected"] == 1, "of one tier, as both are known since the first"
+    assert last["server_loss"] != first["server_loss"]
+
+
 def test_data_of_the_devices_are_trained_on_without_a_test_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_npz(folder.parent / "own.npz", seed=3)
     monkeypatch.setenv("FLTESTBED_DEVICE_DATA", str(folder.parent / "own.npz"))

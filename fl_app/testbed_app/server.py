@@ -162,6 +162,11 @@ class Rounds:
         for row in rows:
             if _diverged(row["train_loss"]):
                 raise AppError(f"round {number}: {row['client']}: {row['failure']}")
+        if replies and not trained:
+            raise AppError(
+                f"round {number}: {self._experiment['strategy']['name']} makes no model of {len(replies)} replies: "
+                "have more clients train, or take another strategy"
+            )
         if _diverged(loss):
             raise AppError(f"round {number}: the global model's loss is {loss}: lower the learning rate")
         return rows, arrays

@@ -476,6 +476,15 @@ def test_the_noise_is_that_of_the_clients_that_replied(folder: Path) -> None:
     assert float(noise.std()) == pytest.approx(3.0 * 1e-6, rel=0.1)
 
 
+def test_replies_that_a_strategy_makes_no_model_of_end_the_run(folder: Path) -> None:
+    change(folder, strategy={"name": "bulyan", "num_malicious_nodes": 0})
+    with pytest.raises(AppError):
+        lead(LocalGrid())
+    reason = "round 1: bulyan makes no model of 2 replies: have more clients train, or take another strategy"
+    assert (state(folder)["status"], state(folder)["reason"]) == ("failed", reason)
+    assert [row["clients_ok"] for row in rows(folder, "rounds")] == [2]
+
+
 @pytest.mark.parametrize("name", strategies.PRIVACY)
 def test_a_round_without_any_result_does_not_end_a_private_run(folder: Path, name: str) -> None:
     tifl = {"name": "tifl", "tiers": 2, "interval": 5, "credits": None, "fraction_train": 1.0}

@@ -277,6 +277,8 @@ class Rounds:
 
     def _taking_part(self, number: int, nodes: list[Node]) -> list[Node]:
         """Return the nodes that are to be chosen from in a round, each by its own chance, and one of them at least."""
+        if not nodes:
+            return []
         order = list(self._clients)
         luck = {}
         for node in nodes:

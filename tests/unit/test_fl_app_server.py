@@ -427,6 +427,14 @@ def test_a_buffer_takes_what_comes_and_waits_for_nobody(folder: Path) -> None:
     assert rows(folder, "rounds")[-1]["server_loss"] < first["server_loss"]
 
 
+def test_a_buffer_waits_for_those_at_work_where_nobody_is_free(folder: Path) -> None:
+    change(folder, rounds=3, round_timeout=0.3)
+    change(folder, strategy={"name": "fedbuff", "buffer": 1, "server_learning_rate": 1.0})
+    lead(LocalGrid(replies={("pi-2", 1): silent}, offline={2: {"pi-1"}}))
+    assert failures(folder)["pi-2", 2] == "no reply within 0.3 s (round_timeout)"
+    assert [row["clients_selected"] for row in rows(folder, "rounds")] == [2, 0, 1]
+
+
 def test_a_buffer_gives_up_on_whom_the_network_lost(folder: Path) -> None:
     change(folder, rounds=4, round_timeout=0.3)
     change(folder, strategy={"name": "fedbuff", "buffer": 2, "server_learning_rate": 1.0})

@@ -213,7 +213,8 @@ class Deadline(flower.FedAvg):
         """Return a message for each client, those included that are only asked in case."""
         free = len(list(grid.get_node_ids()))
         self.goal = min(free, max(int((free + self.late) * self._wanted), self.min_train_nodes))
-        self.fraction_train = min(1.0, math.ceil(self.goal * self._over) / free)
+        # Half a client more, as Flower rounds down.
+        self.fraction_train = min(1.0, (math.ceil(self.goal * self._over) + 0.5) / free)
         return super().configure_train(server_round, arrays, config, grid)
 
 

@@ -320,6 +320,12 @@ def test_deadline_asks_more_than_it_needs(fraction: float, over: float, least: i
         assert strategy.goal == goal
 
 
+@pytest.mark.parametrize(("free", "asked"), [(22, 15), (23, 13), (26, 15), (39, 31)])
+def test_deadline_asks_no_client_too_few(free: int, asked: int) -> None:
+    strategy = make("deadline", fraction_train=(asked + 0.1) / free, over_selection=1.0)
+    assert len(ask(strategy, 1, list(range(free)))) == strategy.goal == asked
+
+
 def test_a_deadlines_share_is_of_those_too_who_are_late() -> None:
     strategy = make("deadline", fraction_train=0.34, over_selection=1.5)
     strategy.late = 2

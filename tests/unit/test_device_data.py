@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
 import yaml
 from ansible_modules import load
+from pyarrow import parquet
 from small_dataset import images_and_labels, write_npz
 
 from fltestbed import device_data, experiment, inventory, plan
@@ -66,6 +68,29 @@ def test_data_that_cannot_be_used(own: Path, damage: Any, name: str, said: str) 
     )
     assert done.returncode == 1
     assert said in done.stderr and "Traceback" not in done.stderr
+
+
+def test_labels_that_the_train_part_lacks_are_labels(own: Path) -> None:
+    images, labels = images_and_labels(40, seed=0)
+    np.savez(own, x_train=images, y_train=labels % 8, x_test=images, y_test=labels)
+    assert device_data.report("bars")["labels"][8:] == [0, 0]
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "PIL"])
+def test_parquet_takes_packages_that_the_image_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    images, labels = images_and_labels(4, seed=0)
+    for part in ("train", "test"):
+        rows = {"image": [image.tobytes() for image in images], "label": labels.tolist()}
+        parquet.write_table(pyarrow.table(rows), tmp_path / f"{part}.parquet")
+    monkeypatch.setenv("FLTESTBED_DEVICE_DATA", str(tmp_path))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ExperimentError, match=f"and not both are here: .*{package}") as caught:
+        device_data.report("bars")
+    assert caught.value.hint == (
+        "write images_extra_requirements: [pyarrow, pillow] into the inventory, and run fltestbed up"
+    )
 
 
 def test_labels_by_folder_would_differ_from_device_to_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from ansible_modules import load
 from pydantic import BaseModel
 from small_dataset import write_idx
 
-from fltestbed import partition, telemetry
+from fltestbed import partition, results, telemetry
 from fltestbed.cli import app
 from fltestbed.experiment import (
     KNOWN,
@@ -170,6 +170,11 @@ def test_every_key_of_the_runs_record_is_explained(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("name", ["rounds.jsonl", "clients.jsonl"])
 def test_every_column_of_the_results_is_explained(name: str) -> None:
     assert names("reference-results.md", name) == columns(name)
+
+
+def test_every_column_of_the_results_is_read() -> None:
+    assert set(results.ROUNDS) == columns("rounds.jsonl")
+    assert {"run", *results.CLIENTS} == columns("clients.jsonl")
 
 
 def test_every_key_of_the_lock_is_explained() -> None:

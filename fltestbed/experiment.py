@@ -308,6 +308,18 @@ class _Adaptive(_Part):
     clip_norm_lr: PositiveNumber = 0.2
     clipped_count_stddev: NotNegative | None = None
 
+    def require_deviation(self, clients: int) -> None:
+        """Raise ExperimentError unless so many clients a round let Flower split the noise between count and model."""
+        noise = self.noise_multiplier
+        deviation = clients / 20 if self.clipped_count_stddev is None else self.clipped_count_stddev
+        if noise and noise >= 2 * deviation:
+            told = f"is null, which with {clients} clients a round is" if self.clipped_count_stddev is None else "is"
+            raise ExperimentError(
+                f"privacy.clipped_count_stddev: {told} {deviation:g}, "
+                f"but has to be above half of noise_multiplier, {noise:g}",
+                f"write privacy.clipped_count_stddev: {noise:g}, or lower privacy.noise_multiplier",
+            )
+
 
 class ServerFixed(_Fixed):
     """The server clips what the clients did to a norm, and adds noise to the mean."""
@@ -510,6 +522,16 @@ class Experiment(_Part):
                 f"but the inventory gives {', '.join(narrow)} a width below 1",
                 _PARTS,
             )
+        asked = min(
+            len(clients), max(int(len(clients) * self.strategy.fraction_train), self.strategy.min_train_clients)
+        )
+        if isinstance(self.strategy, Bulyan) and asked < (least := 4 * self.strategy.num_malicious_nodes + 3):
+            raise ExperimentError(
+                f"strategy: bulyan needs {least} clients a round (4 x num_malicious_nodes + 3), and {asked} are asked",
+                "lower strategy.num_malicious_nodes, raise strategy.fraction_train, or add clients to the inventory",
+            )
+        if isinstance(self.privacy, _Adaptive):
+            self.privacy.require_deviation(asked)
         if self.data.source == "device":
             if without := [client["client"] for client in clients if not client.get("data")]:
                 raise ExperimentError(

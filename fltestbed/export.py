@@ -5,7 +5,8 @@ a year old, is exported as well. While it goes on, `fltestbed watch` and Grafana
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -64,13 +65,24 @@ def mlflow(folder: Path, at: str) -> str:
     """Write a run into the MLflow store `at`, an address or a folder for a database and files; return what it is there.
 
     It goes to the MLflow experiment with the name of its own: the settings as parameters, the figures as metrics, and
-    the files. A run of the same name that an earlier export wrote is deleted. Raises ResultsError without MLflow, and
-    for a run without rounds.
+    the files. A run of the same name that an earlier export wrote is deleted. Raises ResultsError without MLflow, for a
+    run without rounds, and where the store cannot be reached or does not take it.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    library, entities = _library("mlflow", "mlflow"), _library("mlflow.entities", "mlflow")
+    library = _library("mlflow", "mlflow")
     run = results.load(folder)
     found = _figures(run)
+    try:
+        return _without_password(_store(library, run, found, at))
+    except (library.exceptions.MlflowException, OSError) as error:
+        raise ResultsError(
+            f"MLflow's store {_without_password(at)} does not take the run: {_without_password(str(error))}",
+            "check the address, and that a user and a password are in it where MLflow asks for them; or give a folder",
+        ) from error
+
+
+def _store(library: ModuleType, run: results.Run, found: Sequence[Figure], at: str) -> str:
+    entities = _library("mlflow.entities", "mlflow")
     uri, files = at, None
     if "://" not in at:
         place = Path(at).absolute()
@@ -90,11 +102,16 @@ def mlflow(folder: Path, at: str) -> str:
     for start in range(0, len(metrics), _BATCH):
         client.log_batch(made, metrics=metrics[start : start + _BATCH])
     for file in _FILES:
-        if (folder / file).is_file():
-            client.log_artifact(made, str(folder / file))
+        if (run.folder / file).is_file():
+            client.log_artifact(made, str(run.folder / file))
     status = {"finished": "FINISHED", "stopped": "KILLED"}.get(run.record.get("status", ""), "FAILED")
     client.set_terminated(made, status, int(found[-1].time * 1000))
     return f"run {made} in {uri}"
+
+
+def _without_password(text: str) -> str:
+    """Return a text whose addresses have no user and no password."""
+    return re.sub(r"://[^/\s]*@", "://", text)
 
 
 def _figures(run: results.Run) -> list[Figure]:

@@ -107,6 +107,13 @@ class Files:
         except _Unreadable as error:
             path, what = error.args
             raise self._unusable(path, what) from error
+        except ImportError as error:
+            raise ExperimentError(
+                f"{self.path}: to read it takes the Python packages pyarrow and pillow, and not both are here: {error}",
+                "write images_extra_requirements: [pyarrow, pillow] into the inventory, and run fltestbed up"
+                if self.data.source == "device"
+                else "install them beside fltestbed: pip install 'fltestbed[data]'",
+            ) from error
         if problem := _problem(found, self.data):
             raise self._unusable(self.path, problem)
         return found
@@ -209,15 +216,19 @@ def _bytes(path: Path) -> bytes:
 
 
 def _of(parts: Mapping[str, tuple[NDArray[Any], NDArray[Any]]], asked: Asked, classes: int | None = None) -> Dataset:
-    """Return a data set of images; without `classes`, as many as are known, or as the labels of the train part say."""
+    """Return a data set of images; without `classes`, as many as are known, or as the labels of the train part say.
+
+    Of data on a device, which may lack labels, those of the test part count too.
+    """
     known = KNOWN.get(asked.name)
     labels = {part: values.astype(np.int64) for part, (_, values) in parts.items()}
+    counted = labels.values() if asked.source == "device" else [labels["train"]]
     return Dataset(
         parts["train"][0],
         labels["train"],
         parts["test"][0],
         labels["test"],
-        classes or (known.classes if known else int(labels["train"].max(initial=0)) + 1),
+        classes or (known.classes if known else max(int(each.max(initial=0)) for each in counted) + 1),
     )
 
 
@@ -349,13 +360,8 @@ def _image_folders(folder: Path, asked: Asked) -> Dataset:
 
 def _picture(path: Path, file: Path | io.BytesIO) -> NDArray[np.uint8]:
     """Return an image as uint8 of shape (channels, height, width): one channel if it is grey, else three."""
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ExperimentError(
-            f"{path}: to read images takes the Python package pillow, and it is not here",
-            "install it beside fltestbed: pip install 'fltestbed[data]'",
-        ) from error
+    from PIL import Image  # not everywhere, as pyarrow
+
     try:
         with Image.open(file) as image:
             pixels = np.asarray(image if image.mode == "L" else image.convert("RGB"))

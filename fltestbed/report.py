@@ -484,7 +484,8 @@ def _resources(run: Run) -> list[Table | Figure | Text]:
 
 def _client_rows(run: Run) -> pd.DataFrame:
     """Return all that is known of each client's rounds."""
-    rows = run.clients.drop(columns=[column for column in run.clients if run.clients[column].isna().all()])
+    rows = run.clients.assign(app_start=pd.to_datetime(run.clients["app_start"], unit="s", utc=True))
+    rows = rows.drop(columns=[column for column in rows if rows[column].isna().all()])
     return rows if run.clients["oom_killed"].eq(True).any() else rows.drop(columns="oom_killed", errors="ignore")
 
 

@@ -48,10 +48,13 @@ def resolve(
     for client, size in zip(clients, examples, strict=True):
         own = client["settings"]
         now, numbers = train | own, []
+        by_figures = 0  # the last rule that takes them as they were measured
         for number, rule in enumerate(experiment.rules, start=1):
             if not _holds(rule.when, client, measured):
                 continue
             wanted: dict[str, Any] = rule.set.model_dump(exclude_none=True) if rule.set else {}
+            if rule.fit_memory or rule.balance:
+                by_figures = number
             if rule.fit_memory:
                 wanted["batch_size"] = _fitting(number, client, measured[client["client"]], rule.fit_memory)
             for key, by in (rule.scale.model_dump(exclude_none=True) if rule.scale else {}).items():
@@ -70,6 +73,8 @@ def resolve(
             if wanted:
                 now |= wanted
                 numbers.append(number)
+        if by_figures:
+            _require_width(by_figures, client, now["width"], measured)
         found.append(Resolved(now, numbers))
     return found
 
@@ -136,6 +141,17 @@ def _require(number: int, keys: set[str], experiment: Experiment, client: Client
     for key in sorted(figures):
         if not isinstance(found.get(key), int | float) or not found[key] > 0:
             raise ExperimentError(f"rules: rule {number}: the calibration of {name} has no {key}", _CALIBRATE)
+
+
+def _require_width(number: int, client: Client, width: float, measured: Measured) -> None:
+    """Raise ExperimentError unless a client was measured with the width that the rules let it train."""
+    found = measured[client["client"]].get("width", 1.0)
+    if width != found:
+        raise ExperimentError(
+            f"rules: rule {number}: {client['client']} was measured with width {found:g}, "
+            f"and the rules give it {width:g}",
+            f"write the width into the inventory, as testbed_client: {{width: {width:g}}}, and run fltestbed calibrate",
+        )
 
 
 def _figures(when: When) -> set[str]:

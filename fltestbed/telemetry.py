@@ -49,6 +49,7 @@ _RECORD = "fltestbed"  # in a reply, what `client` measured
 EXPIRED = (3, 4)
 _NODE_UNAVAILABLE = 5
 _CLIENT_APP_CRASHED = 8
+_NO_REPLY = "no reply before the round ended"
 
 FIGURES = {  # of a client's row, by the names that they have in a reply to train
     "train_seconds": ("train-seconds", "seconds"),
@@ -284,6 +285,11 @@ class _Watched(Grid):
             replies += arrived
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
             time.sleep(POLL_SECONDS if waiting else 0)
+        for message_id in waiting:  # the app will not ask for these replies again
+            number, node, _ = self._waiting.pop(message_id)
+            if self._round and number == self._round.number:
+                self._round.hear()
+                self._note(self._round, node, {}, _NO_REPLY)
         return replies
 
     def evaluated(self, number: int, found: MetricRecord) -> None:
@@ -303,9 +309,13 @@ class _Watched(Grid):
             return
         for number, node, _ in self._waiting.values():
             if number == done.number:
-                done.rows[node] = self._row(done, node, {}, "no reply before the round ended") | {"end": done.end}
+                self._note(done, node, {}, _NO_REPLY)
+                done.rows[node]["end"] = done.end
         self._waiting = {key: sent for key, sent in self._waiting.items() if sent[0] != done.number}
         rows = sorted(done.rows.values(), key=lambda row: str(row["client"]))
+        # A client that only evaluates has a row, but is not among those that train.
+        failures = [row["failure"] for node, row in done.rows.items() if node in done.trained or not done.trained]
+        failed = sum(each is not None for each in failures)
         for row in rows:
             self._recorder.client(row)
         self._recorder.round(
@@ -314,12 +324,12 @@ class _Watched(Grid):
                 done.start,
                 rows,
                 seconds=done.heard - done.began,
-                selected=len(done.trained or done.rows),
+                selected=len(failures),
                 server_loss=done.server_loss,
                 server_accuracy=done.server_accuracy,
                 moved=done.moved,
             )
-            | {"end": done.end}
+            | {"end": done.end, "clients_ok": len(failures) - failed, "clients_failed": failed}
         )
 
     def _open(self, message: Message) -> None:
@@ -343,18 +353,19 @@ class _Watched(Grid):
             return  # its round is written already
         self._round.hear()
         self._round.moved += size(reply)
-        told = figures(reply, FIGURES if trains else _EVALUATED)
-        why = failure(reply)
-        if before := self._round.rows.get(node):
-            told = {key: told.get(key) if before[key] is None else before[key] for key in FIGURES}
-            why = before["failure"] or (f"evaluation: {why}" if why else None)
-        self._round.rows[node] = self._row(self._round, node, told, why)
+        self._note(self._round, node, figures(reply, FIGURES if trains else _EVALUATED), failure(reply))
 
-    def _row(self, of: _Round, node: int, told: Mapping[str, Any], why: str | None) -> Row:
+    def _note(self, of: _Round, node: int, told: Mapping[str, Any], why: str | None) -> None:
+        """Put what a client told, or why it did not, into its row; one that failed already stays as it is."""
+        if before := of.rows.get(node):
+            if before["failure"]:
+                return
+            told = {key: told.get(key) if before[key] is None else before[key] for key in FIGURES}
+            why = f"evaluation: {why}" if why else None
         if node not in self._names:
             self._names |= {each.node_id: each.name for each in self._grid.get_nodes()}
         name = self._names.get(node) or str(node)
-        return client_row(self._devices.get(name, name), name, of.number, of.start, told, why)
+        of.rows[node] = client_row(self._devices.get(name, name), name, of.number, of.start, told, why)
 
     def set_run(self, run: Any) -> None:
         self._grid.set_run(run)

@@ -92,7 +92,7 @@ class Rounds:
         self._chooser = strategies.create(self._experiment["strategy"], self._experiment["train"]["learning_rate"])
         self._buffered = self._chooser if isinstance(self._chooser, strategies.FedBuff) else None
         self._least = self._chooser.min_train_nodes
-        sampled = max(int(len(self._clients) * self._chooser.fraction_train), self._least)
+        sampled = min(len(self._clients), max(int(len(self._clients) * self._chooser.fraction_train), self._least))
         privacy = self._experiment.get("privacy")
         self._privacy = privacy["name"] if privacy else ""
         self._strategy = strategies.private(self._chooser, privacy, sampled)
@@ -136,7 +136,11 @@ class Rounds:
                 message.content["arrays"] = packing.unpack(message.content.array_records["arrays"], shapes)
 
         # In the same order whoever was first, as a sum of floats depends on it.
-        trained, _ = self._strategy.aggregate_train(number, [replies[client] for client in sorted(replies)])
+        ordered = [replies[client] for client in sorted(replies)]
+        if self._privacy:
+            cast(Any, self._strategy).num_sampled_clients = len(ordered)  # which the noise is divided by
+        # Flower's wrappers for privacy cannot do without replies.
+        trained, _ = (self._strategy if ordered else self._chooser).aggregate_train(number, ordered)
         arrays = trained or arrays
         self._model.load_state_dict(arrays.to_torch_state_dict())
         loss, accuracy = None, None
@@ -158,6 +162,11 @@ class Rounds:
         for row in rows:
             if _diverged(row["train_loss"]):
                 raise AppError(f"round {number}: {row['client']}: {row['failure']}")
+        if replies and not trained:
+            raise AppError(
+                f"round {number}: {self._experiment['strategy']['name']} makes no model of {len(replies)} replies: "
+                "have more clients train, or take another strategy"
+            )
         if _diverged(loss):
             raise AppError(f"round {number}: the global model's loss is {loss}: lower the learning rate")
         return rows, arrays
@@ -268,6 +277,8 @@ class Rounds:
 
     def _taking_part(self, number: int, nodes: list[Node]) -> list[Node]:
         """Return the nodes that are to be chosen from in a round, each by its own chance, and one of them at least."""
+        if not nodes:
+            return []
         order = list(self._clients)
         luck = {}
         for node in nodes:

@@ -162,7 +162,7 @@ class Oort(Chosen):
         self._least = exploration_min
         self._percentile = preferred_percentile
         self._penalty = penalty
-        self._known: dict[int, tuple[float, float, int]] = {}  # utility, seconds, round
+        self._known: dict[int, tuple[float, float, int]] = {}  # utility, seconds (nan if it failed), round
 
     def choose(self, server_round: int, node_ids: Sequence[int], number: int) -> list[int]:
         """Return unknown clients, a share of them that falls from round to round, and the most useful of the others."""
@@ -177,7 +177,9 @@ class Oort(Chosen):
         """Return how much a round with this client, which is known, promises."""
         statistical, seconds, last = self._known[node]
         utility = statistical + math.sqrt(0.1 * math.log(server_round) / last)
-        preferred = float(np.percentile([each for _, each, _ in self._known.values()], self._percentile))
+        if math.isnan(seconds):
+            return utility
+        preferred = float(np.nanpercentile([each for _, each, _ in self._known.values()], self._percentile))
         return utility * (preferred / seconds) ** self._penalty if seconds > preferred else utility
 
     def learn(self, server_round: int, asked: Sequence[int], replies: Mapping[int, Mapping[str, Any]]) -> None:
@@ -185,7 +187,7 @@ class Oort(Chosen):
         for node in asked:
             told = replies.get(node)
             useful = told["num-examples"] * told["rms-loss"] if told else 0.0
-            self._known[node] = (useful, told["train-seconds"] if told else 1.0, server_round)
+            self._known[node] = (useful, told["train-seconds"] if told else math.nan, server_round)
 
 
 class Deadline(flower.FedAvg):
@@ -211,7 +213,8 @@ class Deadline(flower.FedAvg):
         """Return a message for each client, those included that are only asked in case."""
         free = len(list(grid.get_node_ids()))
         self.goal = min(free, max(int((free + self.late) * self._wanted), self.min_train_nodes))
-        self.fraction_train = min(1.0, math.ceil(self.goal * self._over) / free)
+        # Half a client more, as Flower rounds down.
+        self.fraction_train = min(1.0, (math.ceil(self.goal * self._over) + 0.5) / free)
         return super().configure_train(server_round, arrays, config, grid)
 
 
@@ -374,7 +377,7 @@ PRIVACY: dict[str, Callable[..., flower.Strategy]] = {
 def private(strategy: flower.FedAvg, wanted: Mapping[str, Any] | None, clients: int) -> flower.Strategy:
     """Return the strategy in the wrapper for differential privacy that is wanted, if one is.
 
-    `clients` is how many train in a round. Raises AppError for an unknown name.
+    `clients` is how many a round asks to train. Raises AppError for an unknown name.
     """
     if wanted is None:
         return strategy

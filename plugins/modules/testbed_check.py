@@ -373,9 +373,12 @@ def check_data(host):
 def readable(path, uid):
     """Return whether a user may read a file or a folder and what is in it.
 
-    The folders above do not count, as the container has this path mounted.
+    The folders above do not count, as the container has this path mounted; nor do links to nothing, as training
+    passes over them.
     """
     for each in [path, *(path.rglob("*") if path.is_dir() else ())]:
+        if not each.exists():
+            continue
         status = each.stat()
         bits = status.st_mode >> (6 if status.st_uid == uid else 3 if status.st_gid == uid else 0)
         if bits & (5 if each.is_dir() else 4) != (5 if each.is_dir() else 4):

@@ -12,19 +12,23 @@ from pathlib import Path
 from typing import Any, get_args
 
 import click
+import numpy as np
 import pytest
 import typer
 import yaml
 from ansible_modules import load
 from pydantic import BaseModel
+from small_dataset import write_idx
 
-from fltestbed import telemetry
+from fltestbed import partition, results, telemetry
 from fltestbed.cli import app
 from fltestbed.experiment import (
     KNOWN,
     Balance,
     Capability,
+    Data,
     Experiment,
+    Iid,
     Partitioner,
     Privacy,
     Rule,
@@ -33,6 +37,7 @@ from fltestbed.experiment import (
     When,
     _keys,
 )
+from fltestbed.formats import Files
 from fltestbed.inventory import CLIENT_KEYS
 from fltestbed.population import Distribution, Population
 from fltestbed.timeline.schema import Churn, Event, Timeline
@@ -63,6 +68,13 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", prose):
         if not re.match(r"[a-z]+:", target):
             assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=relative)
+def test_tables_are_whole(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for table in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        assert re.match(r".*\n\|[|: -]+\n", table), table.splitlines()[0]
 
 
 def console_lines() -> Iterator[tuple[str, str]]:
@@ -158,6 +170,11 @@ def test_every_key_of_the_runs_record_is_explained(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("name", ["rounds.jsonl", "clients.jsonl"])
 def test_every_column_of_the_results_is_explained(name: str) -> None:
     assert names("reference-results.md", name) == columns(name)
+
+
+def test_every_column_of_the_results_is_read() -> None:
+    assert set(results.ROUNDS) == columns("rounds.jsonl")
+    assert {"run", *results.CLIENTS} == columns("clients.jsonl")
 
 
 def test_every_key_of_the_lock_is_explained() -> None:
@@ -288,6 +305,16 @@ def test_every_model_and_data_set_is_explained() -> None:
     models = {path.stem.replace("_", "-") for path in (ROOT / "fl_app/testbed_app/nets").glob("[!_]*.py")}
     assert names("reference-experiments.md", "Models") == models
     assert names("reference-experiments.md", "Data sets") >= set(KNOWN)
+
+
+def test_the_arrays_of_a_clients_file_are_named(tmp_path: Path) -> None:
+    write_idx(tmp_path / "idx", train=200, test=10)
+    source = Files(tmp_path / "idx", Data(source="folder", name="pixels", path="x"))
+    made, _ = partition.ensure(source, Iid(name="iid"), seed=7, clients=2, cache_dir=tmp_path)
+    page = (ROOT / "docs/how-to-run-your-own-app.md").read_text(encoding="utf-8")
+    named = re.search(r"file\s+\(arrays (.*?)\)", page)
+    with np.load(made.shards[0].path) as arrays:
+        assert named and set(re.findall("`(.+?)`", named[1])) == set(arrays)
 
 
 @pytest.mark.parametrize("playbook", PLAYBOOKS, ids=relative)

@@ -801,6 +801,24 @@ def test_an_experiment_is_refused_with_one_message(text: str, says: str, fix: st
     ("text", "fits", "clients", "says"),
     [
         ("min_clients: 3", 3, 2, "min_clients: is 3, but the inventory has 2 clients"),
+        (
+            "strategy: {name: bulyan, num_malicious_nodes: 1, fraction_train: 0.5}",
+            14,
+            13,
+            "bulyan needs 7 clients a round .4 x num_malicious_nodes . 3., and 6 are asked",
+        ),
+        (
+            "privacy: {name: server-adaptive}",
+            11,
+            10,
+            "clipped_count_stddev: is null, which with 10 clients a round is 0.5, but has to be above half of",
+        ),
+        (
+            "privacy: {name: client-adaptive, noise_multiplier: 0.5}\nstrategy: {name: fedavg, fraction_train: 0.3}",
+            20,
+            19,
+            "with 5 clients a round is 0.25, but has to be above half of noise_multiplier, 0.5",
+        ),
         ("rounds: 1", 1200, 1201, "fashion-mnist can be split into 1200 partitions of at least 50 examples"),
     ],
 )
@@ -810,6 +828,17 @@ def test_an_experiment_needs_a_testbed_that_fits(text: str, fits: int, clients: 
     wanted.require_clients([{}] * fits)
     with pytest.raises(ExperimentError, match=says):
         wanted.require_clients([{}] * clients)
+
+
+def test_the_deviation_that_is_proposed_is_taken(tmp_path: Path) -> None:
+    write(tmp_path, {"mine.yml": "name: mine\nprivacy: {name: server-adaptive, clipped_count_stddev: 0.5}\n"})
+    with pytest.raises(ExperimentError) as caught:
+        experiment.load(Path("mine.yml")).require_clients([{}])
+    assert caught.value.message == (
+        "privacy.clipped_count_stddev: is 0.5, but has to be above half of noise_multiplier, 1"
+    )
+    assert caught.value.hint == "write privacy.clipped_count_stddev: 1, or lower privacy.noise_multiplier"
+    experiment.load(Path("mine.yml"), ["privacy.clipped_count_stddev=1"]).require_clients([{}])
 
 
 def test_a_client_that_trains_a_part_of_the_model_needs_a_strategy_for_it(tmp_path: Path) -> None:

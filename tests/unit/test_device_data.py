@@ -1,14 +1,18 @@
 """Data that lie on the devices: what the clients tell of them, what is refused, and a run on them."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow
 import pytest
+import yaml
 from ansible_modules import load
+from pyarrow import parquet
 from small_dataset import images_and_labels, write_npz
 
 from fltestbed import device_data, experiment, inventory, plan
@@ -66,6 +70,29 @@ def test_data_that_cannot_be_used(own: Path, damage: Any, name: str, said: str) 
     assert said in done.stderr and "Traceback" not in done.stderr
 
 
+def test_labels_that_the_train_part_lacks_are_labels(own: Path) -> None:
+    images, labels = images_and_labels(40, seed=0)
+    np.savez(own, x_train=images, y_train=labels % 8, x_test=images, y_test=labels)
+    assert device_data.report("bars")["labels"][8:] == [0, 0]
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "PIL"])
+def test_parquet_takes_packages_that_the_image_does_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    images, labels = images_and_labels(4, seed=0)
+    for part in ("train", "test"):
+        rows = {"image": [image.tobytes() for image in images], "label": labels.tolist()}
+        parquet.write_table(pyarrow.table(rows), tmp_path / f"{part}.parquet")
+    monkeypatch.setenv("FLTESTBED_DEVICE_DATA", str(tmp_path))
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ExperimentError, match=f"and not both are here: .*{package}") as caught:
+        device_data.report("bars")
+    assert caught.value.hint == (
+        "write images_extra_requirements: [pyarrow, pillow] into the inventory, and run fltestbed up"
+    )
+
+
 def test_labels_by_folder_would_differ_from_device_to_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "train/cat").mkdir(parents=True)
     (tmp_path / "train/cat/1.png").touch()
@@ -106,6 +133,61 @@ def test_the_plan_has_no_data(tmp_path: Path) -> None:
     assert sent["data"] == {"classes": 3, "shape": [1, 28, 28]}
     assert [client["partition"]["labels"] for client in sent["clients"]] == [[1, 2, 0], [0, 1, 2]]
     assert filters["with_device_data"](prepared, {"pi-1": {}, "pi-2": {}}) == prepared
+
+
+@pytest.mark.parametrize("sizes", [(28, 28), (28, 32)])
+def test_a_run_needs_examples_of_one_shape(tmp_path: Path, sizes: tuple[int, int]) -> None:
+    """The task of the real playbook, with a server that has no clients first, and an engine that prints reports."""
+    for device, size in zip(DEVICES, sizes, strict=True):
+        report = {"sha256": "a", "examples": 3, "held_out": 1, "labels": [3], "shape": [1, size, size]}
+        (tmp_path / f"lab-client-{device['client']}-1").write_text(json.dumps(report))
+    (tmp_path / "docker").write_text(f'#!/bin/sh\ncat "{tmp_path}/$2"\n')
+    (tmp_path / "docker").chmod(0o755)
+    tasks = [
+        task
+        for play in yaml.safe_load((ROOT / "playbooks/run.yml").read_text())
+        for task in play["tasks"]
+        if task["name"] == "Look at the data that lie on the devices"
+    ]
+    prepared = {
+        "experiment": {"data": {"source": "device", "name": "bars"}},
+        "partitions": [{"device": device["device"], "client": device["client"]} for device in DEVICES],
+    }
+    hosts = {device["device"]: {"testbed_host_clients": [device]} for device in DEVICES}
+    inventory = {
+        "all": {
+            "vars": {"ansible_connection": "local", "testbed_superlink_host": "server", "testbed_project": "lab"},
+            "children": {
+                "testbed": {
+                    "children": {
+                        "superlink": {"hosts": {"server": {"testbed_host_clients": [], "__run_prepared": prepared}}},
+                        "supernodes": {"hosts": hosts},
+                    }
+                }
+            },
+        }
+    }
+    (tmp_path / "hosts.yml").write_text(json.dumps(inventory))
+    (tmp_path / "play.yml").write_text(json.dumps([{"hosts": "testbed", "gather_facts": False, "tasks": tasks}]))
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "hosts.yml", "play.yml"],
+        cwd=tmp_path,
+        env=os.environ
+        | {
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    said = done.stdout + done.stderr
+    refused = (
+        "The clients' examples differ in shape, and one model cannot take them: {'pi-1': [1, 28, 28], 'pi-2':" in said
+    )
+    assert (done.returncode != 0, refused) == (sizes[0] != sizes[1], sizes[0] != sizes[1]), said
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """A run's results in TensorBoard's and MLflow's own stores, read back with their own libraries."""
 
 import json
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,25 @@ def test_mlflow_reads_what_was_written(folder: Path, tmp_path: Path) -> None:
     history = client.get_metric_history(run.info.run_id, "client/pi-4/train_seconds")
     assert {each.step: each.value for each in history} == pytest.approx(expected(folder, "train_seconds", "pi-4"))
     assert {"lock.json", "rounds.jsonl"} <= {file.path for file in client.list_artifacts(run.info.run_id)}
+
+
+def test_a_store_that_cannot_be_reached_is_named_without_its_password(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = f"127.0.0.1:{server.getsockname()[1]}"
+    with pytest.raises(ResultsError) as caught:
+        export.mlflow(folder, f"http://me:secret@{place}")
+    assert f"MLflow's store http://{place} does not take the run: " in caught.value.message
+    assert "secret" not in caught.value.message + caught.value.hint
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_a_folder_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ResultsError, match=r"store .*/file does not take the run"):
+        export.mlflow(folder, str(tmp_path / "file"))
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "mlflow"])

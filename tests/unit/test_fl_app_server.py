@@ -427,6 +427,14 @@ def test_a_buffer_takes_what_comes_and_waits_for_nobody(folder: Path) -> None:
     assert rows(folder, "rounds")[-1]["server_loss"] < first["server_loss"]
 
 
+def test_a_buffer_waits_for_those_at_work_where_nobody_is_free(folder: Path) -> None:
+    change(folder, rounds=3, round_timeout=0.3)
+    change(folder, strategy={"name": "fedbuff", "buffer": 1, "server_learning_rate": 1.0})
+    lead(LocalGrid(replies={("pi-2", 1): silent}, offline={2: {"pi-1"}}))
+    assert failures(folder)["pi-2", 2] == "no reply within 0.3 s (round_timeout)"
+    assert [row["clients_selected"] for row in rows(folder, "rounds")] == [2, 0, 1]
+
+
 def test_a_buffer_gives_up_on_whom_the_network_lost(folder: Path) -> None:
     change(folder, rounds=4, round_timeout=0.3)
     change(folder, strategy={"name": "fedbuff", "buffer": 2, "server_learning_rate": 1.0})
@@ -465,6 +473,37 @@ def test_the_noise_is_as_large_as_asked_for_and_the_same_for_the_same_seed(folde
     noise = server.torch.cat([(models[0][key] - start[key]).flatten() for key in start])
     assert float(noise.std()) == pytest.approx(3.0 * 1e-6 / len(NAMES), rel=0.1)
     assert all(models[0][key].equal(models[1][key]) for key in start)
+
+
+def test_the_noise_is_that_of_the_clients_that_replied(folder: Path) -> None:
+    change(folder, rounds=1, privacy={"name": "server-fixed", "noise_multiplier": 3.0, "clipping_norm": 1e-6})
+    lead(LocalGrid(replies={("pi-2", 1): failing(8)}))
+    model = server.torch.load(folder / "model.pt")
+    start = server.models.create("cnn", 42, (1, 28, 28), 10).state_dict()
+    noise = server.torch.cat([(model[key] - start[key]).flatten() for key in start])
+    assert float(noise.std()) == pytest.approx(3.0 * 1e-6, rel=0.1)
+
+
+def test_replies_that_a_strategy_makes_no_model_of_end_the_run(folder: Path) -> None:
+    change(folder, strategy={"name": "bulyan", "num_malicious_nodes": 0})
+    with pytest.raises(AppError):
+        lead(LocalGrid())
+    reason = "round 1: bulyan makes no model of 2 replies: have more clients train, or take another strategy"
+    assert (state(folder)["status"], state(folder)["reason"]) == ("failed", reason)
+    assert [row["clients_ok"] for row in rows(folder, "rounds")] == [2]
+
+
+@pytest.mark.parametrize("name", strategies.PRIVACY)
+def test_a_round_without_any_result_does_not_end_a_private_run(folder: Path, name: str) -> None:
+    tifl = {"name": "tifl", "tiers": 2, "interval": 5, "credits": None, "fraction_train": 1.0}
+    change(folder, rounds=2, strategy=tifl, privacy={"name": name, "noise_multiplier": 0.01})
+    if name.endswith("fixed"):
+        change(folder, privacy={"name": name, "noise_multiplier": 0.01, "clipping_norm": 1.0})
+    lead(LocalGrid(replies={(client, 1): failing(8) for client in NAMES}))
+    first, last = rows(folder, "rounds")
+    assert (first["clients_selected"], first["clients_ok"]) == (2, 0)
+    assert last["clients_selected"] == 1, "of one tier, as both are known since the first"
+    assert last["server_loss"] != first["server_loss"]
 
 
 def test_data_of_the_devices_are_trained_on_without_a_test_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

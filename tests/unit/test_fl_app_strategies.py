@@ -291,6 +291,15 @@ def test_oort_takes_the_most_useful_and_explores() -> None:
     assert lead(strategy, 9, nodes, figures) == [5, 6, 7, 8, 9]
 
 
+def test_who_failed_does_not_change_the_time_that_oort_prefers() -> None:
+    strategy = make("oort", penalty=2.0, preferred_percentile=50)
+    figures = {node: {"num-examples": 100, "rms-loss": 2.0, "train-seconds": 60.0} for node in (1, 2)}
+    strategy.learn(1, [1, 2, 3, 4, 5], figures)
+    assert [strategy.utility(node, 1) for node in (1, 2, 3)] == [200, 200, 0]
+    strategy.learn(2, [1, 2], {})
+    assert strategy.utility(1, 2) == pytest.approx((0.1 * np.log(2) / 2) ** 0.5), "nobody's time is known"
+
+
 def test_oort_leaves_who_failed() -> None:
     random.seed(1)
     strategy = make("oort", fraction_train=0.5)
@@ -309,6 +318,12 @@ def test_deadline_asks_more_than_it_needs(fraction: float, over: float, least: i
     for number in (1, 2):
         assert len(ask(strategy, number, list(range(10)))) == asked
         assert strategy.goal == goal
+
+
+@pytest.mark.parametrize(("free", "asked"), [(22, 15), (23, 13), (26, 15), (39, 31)])
+def test_deadline_asks_no_client_too_few(free: int, asked: int) -> None:
+    strategy = make("deadline", fraction_train=(asked + 0.1) / free, over_selection=1.0)
+    assert len(ask(strategy, 1, list(range(free)))) == strategy.goal == asked
 
 
 def test_a_deadlines_share_is_of_those_too_who_are_late() -> None:

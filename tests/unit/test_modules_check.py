@@ -102,6 +102,7 @@ def test_data_that_are_not_there_or_may_not_be_read(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     assert "may not be read" in only(found(tmp_path))["what"]
     (tmp_path / "train/a.png").chmod(0o644)
+    (tmp_path / "train/b.png").symlink_to("gone.png")
     assert list(found(tmp_path)) == list(check.check_data(host(clients=[client()]))) == []
 
 

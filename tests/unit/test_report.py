@@ -76,6 +76,15 @@ def measured(folder: Path) -> Path:
     return folder
 
 
+def test_when_a_clients_process_was_started_is_a_time(folder: Path) -> None:
+    run_folder.write_rows(
+        folder, "clients.jsonl", [{**row, "app_start": 1.8e9} for row in run_folder.rows(folder, "clients.jsonl")]
+    )
+    table = blocks(folder)["clients"]
+    assert isinstance(table, Table)
+    assert f"{table.frame['app_start'][0]:%Y-%m-%d %H:%M}" == "2027-01-15 08:00"
+
+
 def test_a_report_is_one_file_that_loads_nothing_with_csv_and_png_beside_it(measured: Path) -> None:
     written = report.write(measured)
     assert written == measured / "report" / "report.html"

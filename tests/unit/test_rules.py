@@ -114,6 +114,27 @@ def test_models_are_as_wide_as_the_memory(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize("rule", ["{balance: {round_seconds: 10}}", "{fit_memory: 0.9}"])
+@pytest.mark.parametrize("order", [1, -1])
+def test_figures_of_another_width_are_refused(tmp_path: Path, rule: str, order: int) -> None:
+    narrow = "{when: {memory_below: 1g}, set: {width: 0.5}}"
+    text = f"strategy: {{name: heterofl}}\nrules: [{', '.join([narrow, rule][::order])}]"
+    with pytest.raises(ExperimentError) as caught:
+        resolve(tmp_path, text, 30, 100, 260)
+    number = [2, 1][::order][0]
+    assert caught.value.message == (f"rules: rule {number}: pi-3 was measured with width 1, and the rules give it 0.5")
+    assert "testbed_client: {width: 0.5}, and run fltestbed calibrate" in caught.value.hint
+    calibrated = measured(30, 100, 260)
+    calibrated["pi-3"]["width"] = 0.5
+    own = [SMALL | {"settings": {"width": 0.5}}, MIDDLE, LARGE]
+    assert rules.resolve(load(tmp_path, text), own, [1000] * 3, calibrated)[0].settings["width"] == 0.5
+
+
+def test_a_width_may_follow_from_the_speed_of_the_whole_model(tmp_path: Path) -> None:
+    text = "strategy: {name: heterofl}\nrules: [{when: {samples_per_second_below: 50}, set: {width: 0.5}}]"
+    assert resolve(tmp_path, text, 30, 100, 260)[0] == ({"width": 0.5}, [1])
+
+
 def test_the_linear_scaling_rule(tmp_path: Path) -> None:
     """0.05 at 32 is 0.0125 at 8, and 0.1 at 64, whoever said so: the rule, the inventory or nobody."""
     own = [SMALL, MIDDLE | {"settings": {"batch_size": 64}}, LARGE]

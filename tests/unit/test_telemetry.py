@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import recorded_app
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
@@ -37,7 +38,7 @@ class LocalGrid(Grid):
     """Runs the ClientApp where a message is pushed; `errors` replies for a node, a kind of message and a round."""
 
     app: ClientApp
-    errors: dict[tuple[int, str, int], int | None] = field(default_factory=dict)
+    errors: dict[tuple[int, str, int | None], int | None] = field(default_factory=dict)
     waiting: dict[str, Message] = field(default_factory=dict)
     pushed: list[Message] = field(default_factory=list)
 
@@ -53,8 +54,8 @@ class LocalGrid(Grid):
             self.pushed.append(message)
             message_id = str(len(self.pushed))
             message.metadata.__dict__["_message_id"] = message_id
-            node, number = message.metadata.dst_node_id, message.content.config_records["config"]["server-round"]
-            assert isinstance(number, int)
+            node, number = message.metadata.dst_node_id, message.content.config_records["config"].get("server-round")
+            assert isinstance(number, int | None)
             code = self.errors.get((node, message.metadata.message_type, number), 0)
             if code:
                 self.waiting[message_id] = Message(Error(code, "as planned"), reply_to=message)
@@ -161,6 +162,48 @@ def test_a_client_that_never_replies_has_a_row(
     )
     lead(apps, errors={(101, "train", 1): None})
     assert [row["failure"] for row in rows(folder, "clients")][:2] == [None, "no reply before the round ended"]
+
+
+def push(grid: Grid, kind: str, *nodes: int) -> None:
+    content = RecordDict({"arrays": ArrayRecord([np.zeros(3)]), "config": ConfigRecord()})
+    grid.send_and_receive([Message(content, node, kind) for node in nodes], timeout=0.1)
+
+
+def test_rounds_that_an_app_does_not_number_go_on_behind_a_lost_reply(
+    apps: tuple[ServerApp, ClientApp], folder: Path
+) -> None:
+    @telemetry.server
+    def main(grid: Grid, _: Context) -> None:
+        for node in (101, 102, 102):
+            push(grid, "train", node)
+            push(grid, "evaluate", node)
+
+    main(LocalGrid(apps[1], {(101, "train", None): None}), Context(77, 1, {}, RecordDict(), CONFIG))
+    assert [(row["round"], row["client"], row["failure"]) for row in rows(folder, "clients")] == [
+        (1, "pi-1", "no reply before the round ended"),
+        (2, "laptop-1-1", None),
+        (3, "laptop-1-1", None),
+    ]
+    first = rows(folder, "rounds")[0]
+    assert rows(folder, "clients")[0]["end"] <= first["end"]
+    assert first["seconds"] >= 0.1
+
+
+def test_who_evaluates_alone_does_not_count_and_who_failed_has_no_figures(
+    apps: tuple[ServerApp, ClientApp], folder: Path
+) -> None:
+    @telemetry.server
+    def main(grid: Grid, _: Context) -> None:
+        push(grid, "train", 101)
+        push(grid, "evaluate", 101, 102)
+
+    main(LocalGrid(apps[1], {(101, "train", None): 8}), Context(77, 1, {}, RecordDict(), CONFIG))
+    alone, failed = rows(folder, "clients")
+    assert (alone["client"], alone["status"], alone["eval_examples"]) == ("laptop-1-1", "ok", 200)
+    assert {failed[figure] for figure in telemetry.FIGURES} == {None}
+    (counted,) = rows(folder, "rounds")
+    assert [counted[f"clients_{each}"] for each in ("selected", "ok", "failed")] == [1, 0, 1]
+    assert counted["client_accuracy"] == alone["accuracy"]
 
 
 def test_an_app_that_fails_ends_with_its_reason(apps: tuple[ServerApp, ClientApp], folder: Path) -> None:

@@ -69,6 +69,7 @@ def mlflow(folder: Path, at: str) -> str:
     run without rounds, and where the store cannot be reached or does not take it.
     """
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # its 7 take minutes to say that nobody answers
     library = _library("mlflow", "mlflow")
     run = results.load(folder)
     found = _figures(run)

@@ -148,7 +148,7 @@ def defects(lab: Lab) -> Iterator[Lab]:
         common = settings["ansible_ssh_common_args"].replace(f"{own}/ssh/known_hosts", "known_hosts-of-broken")
         key = settings["ansible_ssh_private_key_file"].replace(own, lab.inventory.name)
         settings |= {"ansible_ssh_common_args": common, "ansible_ssh_private_key_file": key}
-        settings |= {"testbed_fleet_port": 9192, "testbed_registry_port": 5055, "check_bind": []}
+        settings |= {"testbed_fleet_port": 9192, "testbed_registry_port": 5055, "check_bind": [], "check_cadvisor": {}}
         settings["ansible_timeout"] = 60  # many logins at once, on a machine that may be busy
         shared.write_text(yaml.safe_dump(settings))
         hosts = yaml.safe_load((folder / "hosts.yml").read_text())

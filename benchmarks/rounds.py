@@ -3,7 +3,7 @@
 By hand is a Flower app (benchmarks/by_hand) with Flower's own FedAvg, and SuperLink and SuperNodes with Flower's
 defaults, without TLS, in containers of the same image, on the same devices and with the same limits.
 
-    python benchmarks/rounds.py [--rounds 6]
+    python benchmarks/rounds.py [--rounds 5]
 
 The devices are virtual ones on this machine's Docker engine, and are removed at the end.
 """
@@ -101,7 +101,7 @@ def row(what: str, rounds: Sequence[tuple[float, float]]) -> str:
 def main() -> None:
     """Measure, and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="how many rounds each way")
     rounds = parser.parse_args().rounds
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), len(DEVICES))

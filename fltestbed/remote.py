@@ -2,6 +2,7 @@
 
 import contextlib
 import getpass
+import os
 import re
 import shlex
 import subprocess
@@ -12,7 +13,8 @@ from typing import Any
 from fltestbed.inventory import Host
 
 _KEEP_ALIVE = {"BatchMode": "yes", "ConnectTimeout": "10", "ServerAliveInterval": "5", "ServerAliveCountMax": "2"}
-_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+"""What Flower and Compose put between the words of a log."""
 SSH_FAILED = 255
 """What `stream` returns when ssh itself failed."""
 
@@ -28,17 +30,25 @@ def stream(host: Host, argv: Sequence[str], *, follow: bool = False) -> int:
     with subprocess.Popen(begin, stdin=subprocess.DEVNULL, stdout=output, text=True, errors="replace") as process:
         try:
             for line in process.stdout or ():
-                print(_COLOUR.sub("", line), end="", flush=True)
+                print(COLOURS.sub("", line), end="", flush=True)
             return process.wait()
+        except BrokenPipeError:  # who reads has seen enough, as head does
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _end(process)
+            return 0
         except KeyboardInterrupt:
-            with contextlib.suppress(PermissionError):  # sudo here has had its Ctrl-C from the terminal
-                process.terminate()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(2)
-                process.kill()
+            _end(process)
             if not follow:
                 raise
             return 0
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    with contextlib.suppress(PermissionError):  # sudo here has had its Ctrl-C from the terminal
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(2)
+        process.kill()
 
 
 def command(host: Host, argv: Sequence[str], *, follow: bool = False, as_root: bool = True) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fltestbed.remote import COLOURS
 from fltestbed.series import Floats, Series, grown, summed, within
 
 COLUMNS = {
@@ -42,7 +43,6 @@ COLUMNS = {
 
 _MIB = 2**20
 _STAMPED = re.compile(r"(\S+)-\d+ +\| (\d{4}-\S+Z) ?(.*)")  # service, time and text of a line of `docker compose logs`
-_ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _SAID = {
     "receiving": "Receiving: ",
     "received": "Received successfully",
@@ -146,7 +146,7 @@ def read_moments(log: Path, client: str, flwr_run: str) -> dict[int, Moments]:
     found: dict[int, Moments] = {}
     current: int | None = None
     for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []:
-        match = _STAMPED.match(_ESCAPES.sub("", line))
+        match = _STAMPED.match(COLOURS.sub("", line))
         if not match or match[1] != f"supernode-{client}":
             continue
         if head := _ROUND.search(match[3]):

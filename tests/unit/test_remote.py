@@ -77,6 +77,20 @@ def test_a_log_has_colours_in_a_terminal_alone() -> None:
     assert os.read(leader, 1024).startswith(coloured)
 
 
+def test_who_reads_a_log_may_stop_early() -> None:
+    program = (
+        "import sys; from fltestbed.inventory import Host; from fltestbed.remote import stream; "
+        "sys.exit(stream(Host('server', {'ansible_connection': 'local', 'ansible_become': False}), "
+        "['seq', '1', '1000000'], follow=True))"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline() == b"1\n"
+        process.stdout.close()
+        assert process.wait(10) == 0
+        assert process.stderr.read() == b""
+
+
 def test_the_exit_code_is_the_commands() -> None:
     assert stream(HERE, ["sh", "-c", "exit 7"]) == 7
 

@@ -234,7 +234,8 @@ def federation() -> Any:
                         ("model_accuracy", "global model"),
                         ("fl_client_accuracy", "{{client}}"),
                         most=1,
-                        description="The global model on the server's test set; a client's on its held-out part.",
+                        description="The global model's on the server's test set or on the held-out parts; "
+                        "a client's on its own.",
                     ),
                     graph("Loss", "none", ("model_loss", "global model"), ("fl_client_loss", "{{client}}")),
                 ],

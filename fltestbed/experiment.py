@@ -1,10 +1,11 @@
 """The schema of an experiment file, and how one is read with the settings of a run put on top."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import isclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, ValidationInfo, field_validator, model_validator
@@ -126,9 +127,15 @@ Partitioner = Annotated[
 ]
 
 
+_MORE_CLIENTS = "raise strategy.fraction_train, or add clients to the inventory"
+
+
 class _Strategy(_Part):
     fraction_train: Fraction = 1.0
     min_train_clients: PositiveInt = 1
+
+    def require_asked(self, clients: int) -> None:
+        """Raise ExperimentError unless so many clients a round are enough for what the strategy is to do."""
 
 
 class FedAvg(_Strategy):
@@ -150,7 +157,6 @@ class FedAdagrad(_Strategy):
 
     name: Literal["fedadagrad"]
     eta: PositiveNumber = 0.1
-    eta_l: PositiveNumber = 0.1
     tau: PositiveNumber = 1e-3
 
 
@@ -159,7 +165,6 @@ class FedAdam(_Strategy):
 
     name: Literal["fedadam"]
     eta: PositiveNumber = 0.1
-    eta_l: PositiveNumber = 0.1
     beta_1: Share = 0.9
     beta_2: Share = 0.99
     tau: PositiveNumber = 1e-3
@@ -170,7 +175,6 @@ class FedYogi(_Strategy):
 
     name: Literal["fedyogi"]
     eta: PositiveNumber = 0.01
-    eta_l: PositiveNumber = 0.0316
     beta_1: Share = 0.9
     beta_2: Share = 0.99
     tau: PositiveNumber = 1e-3
@@ -202,27 +206,63 @@ class FedTrimmedAvg(_Strategy):
     name: Literal["fedtrimmedavg"]
     beta: Annotated[float, Field(ge=0, lt=0.5, strict=False)] = 0.2
 
+    def require_asked(self, clients: int) -> None:
+        """Raise ExperimentError where the share is less than one of the clients, as Flower rounds it down."""
+        if self.beta and int(self.beta * clients) < 1:
+            enough = f"{math.ceil(1000 / clients) / 1000:g} or more, or " if clients > 2 else ""
+            raise ExperimentError(
+                f"strategy.beta: {self.beta:g} of the {clients} clients that a round asks is not one, "
+                "and nothing would be left out",
+                f"write strategy.beta: {enough}0 for the plain mean, {_MORE_CLIENTS}",
+            )
 
-class Krum(_Strategy):
+
+class _Resilient(_Strategy):
+    """What holds out against `num_malicious_nodes` of the clients, if a round has so many for each of them, and 3."""
+
+    _each: ClassVar[int] = 2
+
+    num_malicious_nodes: Count = 0
+
+    def require_asked(self, clients: int) -> None:
+        """Raise ExperimentError for fewer clients than the proof takes."""
+        if clients < (least := self._each * self.num_malicious_nodes + 3):
+            fewer = "lower strategy.num_malicious_nodes, " if self.num_malicious_nodes else ""
+            raise ExperimentError(
+                f"strategy: {self.name} needs {least} clients a round "  # type: ignore[attr-defined]
+                f"({self._each} x num_malicious_nodes + 3), and {clients} are asked",
+                f"{fewer}{_MORE_CLIENTS}",
+            )
+
+
+class Krum(_Resilient):
     """The one model that is nearest to its neighbours."""
 
     name: Literal["krum"]
-    num_malicious_nodes: Count = 0
 
 
-class MultiKrum(_Strategy):
+class MultiKrum(_Resilient):
     """The mean of the models that are nearest to their neighbours."""
 
     name: Literal["multikrum"]
-    num_malicious_nodes: Count = 0
     num_nodes_to_select: PositiveInt = 1
 
+    def require_asked(self, clients: int) -> None:
+        """Raise ExperimentError, too, where all would be selected and some are wanting."""
+        super().require_asked(clients)
+        if self.num_nodes_to_select > clients:
+            raise ExperimentError(
+                f"strategy.num_nodes_to_select: is {self.num_nodes_to_select}, but a round asks {clients} clients",
+                f"write strategy.num_nodes_to_select: {clients} or less, {_MORE_CLIENTS}",
+            )
 
-class Bulyan(_Strategy):
+
+class Bulyan(_Resilient):
     """A trimmed mean of what Krum chooses."""
 
+    _each: ClassVar[int] = 4
+
     name: Literal["bulyan"]
-    num_malicious_nodes: Count = 0
 
 
 class FedNova(_Strategy):
@@ -348,16 +388,56 @@ class ClientAdaptive(_Adaptive):
 Privacy = Annotated[ServerFixed | ClientFixed | ServerAdaptive | ClientAdaptive, Field(discriminator="name")]
 
 
+class Constant(_Part):
+    """The same in all rounds."""
+
+    name: Literal["constant"]
+
+
+class Step(_Part):
+    """Times `factor` after `every` so many rounds."""
+
+    name: Literal["step"]
+    every: PositiveInt = 10
+    factor: Fraction = 0.1
+
+
+class Exponential(_Part):
+    """Times `factor` after each round."""
+
+    name: Literal["exponential"]
+    factor: Fraction = 0.95
+
+
+class Cosine(_Part):
+    """Along half a cosine from all of it towards the share `least`, which a round after the last one would have."""
+
+    name: Literal["cosine"]
+    least: Share = 0.0
+
+
+Schedule = Annotated[Constant | Step | Exponential | Cosine, Field(discriminator="name")]
+
+
 class Train(_Part):
-    """What a client does in a round, unless the inventory says otherwise for that client."""
+    """What a client does in a round, unless the inventory says otherwise for that client.
+
+    `schedule` is of the learning rate, also of one that the inventory or a rule says; its name alone will do.
+    """
 
     optimizer: Literal["sgd", "adam"] = "sgd"
     batch_size: PositiveInt = 32
     learning_rate: PositiveNumber = 0.05
+    schedule: Schedule = Constant(name="constant")
     momentum: Share = 0.9
     local_epochs: PositiveInt = 1
     data_fraction: Fraction = 1.0
     width: Fraction = 1.0
+
+    @field_validator("schedule", mode="before")
+    @classmethod
+    def _of_a_name(cls, schedule: object) -> object:
+        return {"name": schedule} if isinstance(schedule, str) else schedule
 
 
 class When(_Part):
@@ -468,7 +548,7 @@ class Experiment(_Part):
         for key, values in (sweep or {}).items():
             known = KEYS - {"name", "sweep", "repeats"}
             if key not in known:
-                raise _problem(f"there is no key {key!r} to sweep over", nearest(key, known))
+                raise _problem(f"there is no key {key!r} to sweep over", _GONE.get(key) or nearest(key, known))
             if not values:
                 raise _problem(f"{key} has no values", "write a list of them, as in [0.1, 1.0]")
         return sweep
@@ -505,7 +585,10 @@ class Experiment(_Part):
         return {
             "model": self.model,
             "seed": self.seed,
-            **{name.replace("_", "-"): value for name, value in self.train.model_dump(exclude={"width"}).items()},
+            **{
+                name.replace("_", "-"): value
+                for name, value in self.train.model_dump(exclude={"schedule", "width"}).items()
+            },
         }
 
     def require_clients(self, clients: Sequence[Mapping[str, Any]]) -> None:
@@ -525,11 +608,7 @@ class Experiment(_Part):
         asked = min(
             len(clients), max(int(len(clients) * self.strategy.fraction_train), self.strategy.min_train_clients)
         )
-        if isinstance(self.strategy, Bulyan) and asked < (least := 4 * self.strategy.num_malicious_nodes + 3):
-            raise ExperimentError(
-                f"strategy: bulyan needs {least} clients a round (4 x num_malicious_nodes + 3), and {asked} are asked",
-                "lower strategy.num_malicious_nodes, raise strategy.fraction_train, or add clients to the inventory",
-            )
+        self.strategy.require_asked(asked)
         if isinstance(self.privacy, _Adaptive):
             self.privacy.require_deviation(asked)
         if self.data.source == "device":
@@ -577,7 +656,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> Experiment:
         raise ExperimentError(
             f"{path}: cannot be read: {error.strerror}", "give the path of an experiment file"
         ) from error
-    except (NotYaml, yaml.constructor.ConstructorError) as error:
+    except (NotYaml, yaml.constructor.ConstructorError, ValueError) as error:  # the last of a date that there is not
         mark = getattr(error, "problem_mark", None)
         number = mark.line + 1 if mark else getattr(error, "line", 1)
         raise ExperimentError(
@@ -592,7 +671,7 @@ def load(path: Path, settings: Sequence[str] = ()) -> Experiment:
     if not isinstance(tree, dict):
         raise ExperimentError(f"{path}: is not a mapping of keys to values", _LOOK)
 
-    for setting in settings:
+    for setting in _names_first(settings):
         _apply(tree, setting)
     try:
         return Experiment.model_validate(tree)
@@ -620,6 +699,8 @@ def _explain(key: str, kind: str, given: Any, context: Mapping[str, Any]) -> tup
     """Return what is wrong with a value, and what to do, for a kind of pydantic's errors."""
     if kind == PROBLEM:
         return context["what"], context["hint"]
+    if kind == "extra_forbidden" and key in _GONE:
+        return "no such key", _GONE[key]
     if kind == "extra_forbidden":
         elsewhere = "take it out, or choose the name that it belongs to"
         plain = re.sub(r"\.\d+(?=\.)", "", key)
@@ -632,7 +713,8 @@ def _explain(key: str, kind: str, given: Any, context: Mapping[str, Any]) -> tup
     if kind in ("missing", "union_tag_not_found"):
         if kind == "missing":
             return "is missing", _LOOK
-        example = "{model: markov}" if key.startswith("timeline") else "{name: iid}"
+        examples = {"timeline": "{model: markov}", "train": "{name: cosine}"}
+        example = examples.get(key.partition(".")[0], "{name: iid}")
         return f"has no {example[1:].partition(':')[0]}", f"add one, as in {example}"
     expected = _EXPECTED.get(kind, "another value; " + _LOOK).format(**context)
     return f"cannot be {given!r}", f"write {expected}"
@@ -655,6 +737,7 @@ _EXPECTED = {
     "string_too_long": "a text of at most {max_length} characters",
     "string_type": "a text",
 }
+_GONE = {"strategy.eta_l": "take it out: the clients' learning rate is train.learning_rate"}
 _LOOK = "compare it with experiments/fashion-mnist-cnn.yml, which shows every key"
 
 
@@ -685,19 +768,48 @@ def _apply(tree: dict[str, Any], setting: str) -> None:
     if not equals:
         raise ExperimentError(f"setting {setting!r}: is not of the form key=value", "write for example rounds=2")
     if key not in KEYS:
-        raise ExperimentError(f"setting {setting!r}: there is no key {key!r}", nearest(key, KEYS))
+        raise ExperimentError(f"setting {setting!r}: there is no key {key!r}", _GONE.get(key) or nearest(key, KEYS))
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise ExperimentError(f"setting {setting!r}: the value is not valid YAML", "quote it") from error
     *parents, last = key.split(".")
     for parent in parents:
         if not isinstance(tree.get(parent), dict):
             tree[parent] = {}
         tree = tree[parent]
-    if parents and last == "name" and tree.get("name") != value:
-        tree.clear()  # the arguments belong to what the name stood for
+    if parents and last == "name":
+        old, new = (_kind(parents, name) for name in (tree.get("name"), value))
+        for argument in old.keys() - new.keys() if new else ():
+            tree.pop(argument, None)
     tree[last] = value
+
+
+def _names_first(settings: Sequence[str]) -> list[str]:
+    """Return settings with the name of a part before its arguments, unless the whole part is set between them."""
+    ordered: list[str] = []
+    for setting in settings:
+        part, _, last = _key(setting).rpartition(".")
+        place = len(ordered)
+        if part and last == "name":
+            while place and _key(ordered[place - 1]) not in (part, f"{part}.name"):
+                place -= 1
+        ordered.insert(place, setting)
+    return ordered
+
+
+def _kind(parts: Sequence[str], name: object) -> Mapping[str, Any]:
+    """Return the keys of what a part of an experiment is by its name; none where the name says nothing of the keys."""
+    whole: Any = Experiment
+    for part in parts:
+        whole = whole.model_fields[part].annotation
+    kinds = [whole]
+    for kind in kinds:
+        if not isclass(kind):
+            kinds += get_args(kind)
+        elif issubclass(kind, BaseModel) and name in get_args(kind.model_fields["name"].annotation):
+            return kind.model_fields
+    return {}
 
 
 def _without_tag(location: tuple[str | int, ...]) -> list[str]:
@@ -706,6 +818,8 @@ def _without_tag(location: tuple[str | int, ...]) -> list[str]:
     tag = (
         3
         if names[:2] == ["timeline", "churn"]
+        else 2
+        if names[:2] == ["train", "schedule"]
         else 1
         if names[0] in ("partitioner", "privacy", "strategy")
         else len(names)

@@ -126,7 +126,9 @@ def _learning(run: Run) -> list[Table | Figure | Text]:
     frame = learning_frame(run)
     blocks: list[Table | Figure | Text] = [
         Text(
-            "Figures of the global model are on the server's test set; those of clients are means weighted by examples."
+            "Figures of the global model are on the server's test set; of data that lie on the devices, they are of "
+            "the model that the round began with, on the clients' held-out parts. Those of clients are means weighted "
+            "by examples."
         )
     ]
     if run.rounds[["server_loss", "train_loss"]].isna().to_numpy().any():
@@ -651,7 +653,7 @@ def _again(run: Run) -> list[Table | Figure | Text]:
     if run.experiment:
         from fltestbed.experiment import Experiment
 
-        known = Experiment.model_validate(run.experiment).run_config()
+        known = Experiment.model_validate({"name": "any"}).run_config()
         own = {key: value for key, value in run.lock.get("run_config", {}).items() if key not in (*known, "run")}
         settings = "".join(f" --set {shlex.quote(f'{key}={value}')}" for key, value in own.items())
         file = shlex.quote(f"runs/{run.name}/report/experiment.yml")

@@ -495,8 +495,8 @@ class Exporter:
             for key, name, text in (
                 ("round", "fl_round", "The last round that is complete"),
                 ("seconds", "fl_round_duration_seconds", "How long that round took"),
-                ("server_loss", "model_loss", "Loss of the global model on the server's test set"),
-                ("server_accuracy", "model_accuracy", "Accuracy of the global model on the server's test set"),
+                ("server_loss", "model_loss", "Loss of the global model; of data on devices, before the round"),
+                ("server_accuracy", "model_accuracy", "Accuracy of the global model; on devices' data, before it"),
             )
         }
         self._client = {

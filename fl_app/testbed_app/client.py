@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from flwr.app import ArrayRecord, Context, Error, Message, MetricRecord, RecordD
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
 from flwr.clientapp.typing import ClientAppCallable
+from numpy.typing import NDArray
 
 from fltestbed import limits, telemetry
 from testbed_app import data, models, packing
@@ -34,7 +35,8 @@ app = ClientApp(mods=[telemetry.client, private])
 class Settings:
     """How this client trains.
 
-    data_fraction: the share of its examples that it trains on, drawn anew each round; width: the share of the model.
+    data_fraction: the share of its examples that it trains on, and of those that it is evaluated on, drawn anew each
+    round; width: the share of the model.
     """
 
     batch_size: int
@@ -77,6 +79,8 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
     config, run_config = content.config_records["config"], context.run_config
     own = {**context.node_config, **config}  # the message has what was resolved for this run
     settings = Settings.resolve(own, run_config)
+    share = float(cast(float, config.get("learning-rate-share", 1.0)))
+    settings = replace(settings, learning_rate=share * settings.learning_rate)
     sha256 = str(config["partition-sha256"])
     if "data-set" in config:
         shard = data.load_own(str(config["data-set"]), sha256, int(str(config["classes"])))
@@ -92,11 +96,15 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
     model = models.create(str(run_config["model"]), seed, shape, classes, settings.width, scale)
     shapes = models.shapes(model)
     model.load_state_dict(packing.unpack(content.array_records["arrays"], shapes).to_torch_state_dict())
-    examples = max(1, int(len(shard["train_labels"]) * settings.data_fraction))
-    chosen = rng.permutation(len(shard["train_labels"]))[:examples]
+    chosen = _draw(rng, len(shard["train_labels"]), settings.data_fraction)
+    held_out = np.sort(_draw(rng.spawn(1)[0], len(shard["held_out_labels"]), settings.data_fraction))
+    test = shard["held_out_inputs"][held_out], shard["held_out_labels"][held_out]
     absent = np.setdiff1d(range(classes), shard["train_labels"]).tolist() if config.get("masked-loss") else []
 
-    print(f"round {server_round}: training on {examples} examples", flush=True)
+    received: dict[str, float] = {}
+    if "data-set" in config:  # the server has nothing to test the global model on
+        received = dict(zip(("global-loss", "global-accuracy"), models.evaluate(model, *test), strict=True))
+    print(f"round {server_round}: training on {len(chosen)} examples", flush=True)
     began = time.monotonic()
     trained = models.train(
         model,
@@ -113,7 +121,7 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
         rng=rng,
     )
     train_seconds = time.monotonic() - began
-    loss, accuracy = models.evaluate(model, shard["held_out_inputs"], shard["held_out_labels"])
+    loss, accuracy = models.evaluate(model, *test)
     figures = {
         "num-examples": trained.examples,
         "train-seconds": train_seconds,
@@ -123,8 +131,14 @@ def _train(content: RecordDict, context: Context) -> RecordDict:
         "momentum": momentum,
         "loss": loss,
         "accuracy": accuracy,
-        "eval-examples": len(shard["held_out_labels"]),
+        "eval-examples": len(held_out),
+        **received,
         **{name.replace("_", "-"): value for name, value in asdict(settings).items()},
     }
     arrays = packing.pack(ArrayRecord(model.state_dict()), shapes)
     return RecordDict({"arrays": arrays, "metrics": MetricRecord(figures)})
+
+
+def _draw(rng: np.random.Generator, examples: int, share: float) -> NDArray[np.int64]:
+    """Return the places of a share of the examples, of one at least."""
+    return rng.permutation(examples)[: max(1, int(examples * share))]

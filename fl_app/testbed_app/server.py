@@ -5,7 +5,7 @@ import math
 import os
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import QFedAvg
 
 from fltestbed import limits, telemetry
-from testbed_app import data, models, packing, strategies
+from testbed_app import data, models, packing, schedules, strategies
 from testbed_app.errors import AppError
 
 POLL_SECONDS = 0.2
@@ -74,7 +75,8 @@ class Rounds:
         self._file = file  # of the model
         self._experiment: Mapping[str, Any] = plan["experiment"]
         self._clients: dict[str, Mapping[str, Any]] = {client["client"]: client for client in plan["clients"]}
-        self._test_set = data.load(plan["test_set"]["sha256"]) if plan["test_set"] else None
+        test_set = data.load(plan["test_set"]["sha256"]) if plan["test_set"] else {}
+        self._test_set = {name: np.array(part) for name, part in test_set.items()}
         # Of data that lie on the devices, the server knows this alone.
         self._own: dict[str, Any] = {}
         if self._test_set:
@@ -143,9 +145,7 @@ class Rounds:
         trained, _ = (self._strategy if ordered else self._chooser).aggregate_train(number, ordered)
         arrays = trained or arrays
         self._model.load_state_dict(arrays.to_torch_state_dict())
-        loss, accuracy = None, None
-        if self._test_set:
-            loss, accuracy = models.evaluate(self._model, self._test_set["inputs"], self._test_set["labels"])
+        loss, accuracy = self._evaluate(ordered)
         self._save()
         self._recorder.round(
             telemetry.round_row(
@@ -171,6 +171,23 @@ class Rounds:
             raise AppError(f"round {number}: the global model's loss is {loss}: lower the learning rate")
         return rows, arrays
 
+    def _evaluate(self, replies: Sequence[Message]) -> tuple[float | None, float | None]:
+        """Return the loss and the accuracy of the global model on the test set.
+
+        Without one they are those of the models that the replies began with, on the clients' held-out parts.
+        """
+        if self._test_set:
+            return models.evaluate(self._model, self._test_set["inputs"], self._test_set["labels"])
+        told = [strategies.metrics(reply) for reply in replies]
+        if not told:
+            return None, None
+        examples = [each["eval-examples"] for each in told]
+        loss, accuracy = (
+            float(np.average([each[key] for each in told], weights=examples))
+            for key in ("global-loss", "global-accuracy")
+        )
+        return loss, accuracy
+
     def _save(self) -> None:
         """Put the model into its file, which is replaced as a whole."""
         temporary = self._file.with_name(f".{self._file.name}")
@@ -189,6 +206,10 @@ class Rounds:
             self._buffered.flying = [flight.round for flight in self._flying.values()]
         if isinstance(self._chooser, strategies.Deadline):
             self._chooser.late = len({late.node for late in self._late.values()}.intersection(online))
+        train = self._experiment["train"]
+        share = schedules.share(train["schedule"], number, self._experiment["rounds"])
+        if isinstance(self._chooser, QFedAvg):
+            self._chooser.client_learning_rate = share * train["learning_rate"]
         messages = list(self._strategy.configure_train(number, arrays, ConfigRecord(), candidates))
         of_id = {node.node_id: node for node in nodes}
         chosen = [of_id[message.metadata.dst_node_id] for message in messages]
@@ -196,7 +217,7 @@ class Rounds:
             width: packing.pack(strategies.part(arrays, shapes) if width < self._widest else arrays, shapes)
             for width, shapes in self._shapes.items()
         }
-        run = {"privacy": self._privacy, "widest": self._widest, **self._own}
+        run = {"privacy": self._privacy, "widest": self._widest, "learning-rate-share": share, **self._own}
         for message, node in zip(messages, chosen, strict=True):
             message.metadata.ttl = self._experiment["round_timeout"]
             message.metadata.group_id = str(number)  # Flower's logs name the round by it

@@ -11,9 +11,12 @@ import flwr.serverapp.strategy as flower
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy.dp_adaptive_clipping import DifferentialPrivacyAdaptiveBase
 from numpy.typing import NDArray
 
 from testbed_app.errors import AppError
+
+_MOST_USEFUL = 95  # the percentile above which Oort takes all clients for equally useful
 
 
 class Chosen(flower.FedAvg):
@@ -95,40 +98,55 @@ class TiFL(Chosen):
     """Sorts the clients into tiers by how long they train, and has each round trained by clients of one tier.
 
     Chai et al., TiFL: A Tier-based Federated Learning System, HPDC 2020. The first round asks all clients, to time
-    them. A client that fails counts as the slowest. Every `interval` rounds the tiers' chances are set anew: the lower
-    the mean of what its clients' accuracies were when they trained last, the larger. `credits` bounds the rounds of a
-    tier, until none has any left.
+    them. A client that failed when it was asked last is in no tier: it is asked beside one every `interval` rounds, to
+    be timed again. As often the tiers' chances are set anew: the lower the mean of what its clients' accuracies were
+    when they trained last, the larger; a tier without any has the mean chance. `credits` bounds the rounds of a tier,
+    until none has any left.
     """
 
     def __init__(self, tiers: int, interval: int, credits: int | None, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._number = tiers
         self._interval = interval
-        self._seconds: dict[int, float] = {}
+        self._seconds: dict[int, float] = {}  # inf where it failed
         self._accuracies: dict[int, float] = {}  # both by node
         self._chances: list[float] = [1.0] * tiers
         self._credits: list[float] = [math.inf if credits is None else credits] * tiers
 
     def tiers(self) -> list[list[int]]:
-        """Return the nodes that are known, the fastest tier first; tiers differ by one node at most."""
-        ordered = sorted(self._seconds, key=lambda node: (self._seconds[node], node))
+        """Return the nodes that were timed, the fastest tier first; tiers differ by one node at most."""
+        timed = [node for node, seconds in self._seconds.items() if seconds < math.inf]
+        ordered = sorted(timed, key=lambda node: (self._seconds[node], node))
         return [part.tolist() for part in np.array_split(np.array(ordered, dtype=object), self._number)]
 
     def choose(self, server_round: int, node_ids: Sequence[int], number: int) -> list[int]:
-        """Return clients that were not timed yet, if there are any, else a sample of one tier."""
+        """Return clients that were not asked yet, if there are any, else a sample of one tier.
+
+        Every `interval` rounds, those that failed come on top.
+        """
         if unknown := [node for node in node_ids if node not in self._seconds]:
             return unknown
+        failed = [node for node in node_ids if self._seconds[node] == math.inf]
+        if len(failed) == len(node_ids):
+            return failed
         tiers = self.tiers()
-        if server_round % self._interval == 0:
-            known = [[self._accuracies[node] for node in tier if node in self._accuracies] for tier in tiers]
-            self._chances = [1 - float(np.mean(accuracies or [0.0])) for accuracies in known]
+        anew = server_round % self._interval == 0
+        if anew:
+            self._chances = self._chances_of(tiers)
         online = [[node for node in tier if node in set(node_ids)] for tier in tiers]
         able = [tier for tier in range(self._number) if online[tier]]
         rich = [tier for tier in able if self._credits[tier] > 0] or able
         chances = [max(self._chances[tier], 1e-9) for tier in rich]
         tier = random.choices(rich, chances)[0]  # noqa: S311
         self._credits[tier] -= 1
-        return random.sample(online[tier], min(number, len(online[tier])))
+        return random.sample(online[tier], min(number, len(online[tier]))) + (failed if anew else [])
+
+    def _chances_of(self, tiers: Sequence[Sequence[int]]) -> list[float]:
+        """Return each tier's chance, up to a common factor."""
+        errors = [[1 - self._accuracies[node] for node in tier if node in self._accuracies] for tier in tiers]
+        known = [float(np.mean(each)) for each in errors if each]
+        mean = float(np.mean(known or [1.0]))
+        return [float(np.mean(each)) if each else mean for each in errors]
 
     def learn(self, server_round: int, asked: Sequence[int], replies: Mapping[int, Mapping[str, Any]]) -> None:
         """Take note of times and accuracies."""
@@ -141,10 +159,11 @@ class Oort(Chosen):
     """Chooses clients whose losses are large and who are fast enough, and for a share of the places unknown ones.
 
     Lai et al., Oort: Efficient Federated Learning via Guided Participant Selection, OSDI 2021. As there, a client's
-    utility is its number of examples times the root mean square of their losses, plus an allowance that grows while it
-    is not chosen; one that takes longer than the preferred time is marked down by the power `penalty` of the ratio.
-    Unlike there, the preferred time is a percentile of the known ones, without a pacer, and the most useful clients are
-    taken, without a lottery among those near the cut.
+    utility is its number of examples times the root mean square of their losses, cut off at the 95th percentile and
+    scaled to reach from 0 to 1, plus an allowance that grows while it is not chosen; one that takes longer than the
+    preferred time is marked down by the power `penalty` of the ratio. Unlike there, the preferred time is a percentile
+    of the known ones, without a pacer, and the most useful clients are taken, without a lottery among those near the
+    cut. A client that fails keeps what was known of it.
     """
 
     def __init__(
@@ -162,7 +181,7 @@ class Oort(Chosen):
         self._least = exploration_min
         self._percentile = preferred_percentile
         self._penalty = penalty
-        self._known: dict[int, tuple[float, float, int]] = {}  # utility, seconds (nan if it failed), round
+        self._known: dict[int, tuple[float, float, int]] = {}  # utility and seconds, nan if not known, last round
 
     def choose(self, server_round: int, node_ids: Sequence[int], number: int) -> list[int]:
         """Return unknown clients, a share of them that falls from round to round, and the most useful of the others."""
@@ -176,18 +195,22 @@ class Oort(Chosen):
     def utility(self, node: int, server_round: int) -> float:
         """Return how much a round with this client, which is known, promises."""
         statistical, seconds, last = self._known[node]
-        utility = statistical + math.sqrt(0.1 * math.log(server_round) / last)
+        allowance = math.sqrt(0.1 * math.log(server_round) / last)
         if math.isnan(seconds):
-            return utility
-        preferred = float(np.nanpercentile([each for _, each, _ in self._known.values()], self._percentile))
+            return allowance
+        known = np.array([figures[:2] for figures in self._known.values()])
+        low, high = float(np.nanmin(known[:, 0])), float(np.nanpercentile(known[:, 0], _MOST_USEFUL))
+        utility = allowance + ((min(statistical, high) - low) / (high - low) if high > low else 1.0)
+        preferred = float(np.nanpercentile(known[:, 1], self._percentile))
         return utility * (preferred / seconds) ** self._penalty if seconds > preferred else utility
 
     def learn(self, server_round: int, asked: Sequence[int], replies: Mapping[int, Mapping[str, Any]]) -> None:
-        """Take note of losses and times; a client that failed is of no use until all others were tried."""
+        """Take note of losses and times, and of when a client was asked, whether it succeeded or not."""
         for node in asked:
-            told = replies.get(node)
-            useful = told["num-examples"] * told["rms-loss"] if told else 0.0
-            self._known[node] = (useful, told["train-seconds"] if told else math.nan, server_round)
+            useful, seconds, _ = self._known.get(node, (math.nan, math.nan, 0))
+            if told := replies.get(node):
+                useful, seconds = told["num-examples"] * told["rms-loss"], told["train-seconds"]
+            self._known[node] = (useful, seconds, server_round)
 
 
 class Deadline(flower.FedAvg):
@@ -366,11 +389,38 @@ def create(wanted: Mapping[str, Any], learning_rate: float) -> flower.FedAvg:
     return STRATEGIES[name](**arguments)
 
 
+class _Following(DifferentialPrivacyAdaptiveBase):
+    """Has the norm follow the quantile, and the noise be that of the norm that was clipped to.
+
+    Andrew et al., Differentially Private Learning with Adaptive Clipping, NeurIPS 2021, algorithm 1. Flower 1.41 counts
+    the clients that were clipped where the paper counts the others, which drives the norm away from the quantile, and
+    takes the noise from the norm of the next round.
+    """
+
+    def _geometric_update(self, clipped_fraction: float) -> None:
+        self._clipped_to = self.clipping_norm
+        super()._geometric_update(1 - clipped_fraction)
+
+    def _add_noise_to_aggregated_arrays(self, aggregated: ArrayRecord) -> ArrayRecord:
+        following, self.clipping_norm = self.clipping_norm, self._clipped_to
+        noisy = super()._add_noise_to_aggregated_arrays(aggregated)
+        self.clipping_norm = following
+        return noisy
+
+
+class ServerAdaptive(_Following, flower.DifferentialPrivacyServerSideAdaptiveClipping):
+    """The server clips to a norm that follows a quantile of the clients' own."""
+
+
+class ClientAdaptive(_Following, flower.DifferentialPrivacyClientSideAdaptiveClipping):
+    """Each client clips to it, and tells whether it had to."""
+
+
 PRIVACY: dict[str, Callable[..., flower.Strategy]] = {
     "server-fixed": flower.DifferentialPrivacyServerSideFixedClipping,
     "client-fixed": flower.DifferentialPrivacyClientSideFixedClipping,
-    "server-adaptive": flower.DifferentialPrivacyServerSideAdaptiveClipping,
-    "client-adaptive": flower.DifferentialPrivacyClientSideAdaptiveClipping,
+    "server-adaptive": ServerAdaptive,
+    "client-adaptive": ClientAdaptive,
 }
 
 

@@ -18,14 +18,13 @@ def test_clients_train_on_what_lies_there(lab: Lab) -> None:
     lab.run("run", "bars.yml", "--set", "rounds=1")
     run = lab.latest_run()
     clients = {row["client"]: row for row in rows(run, "clients.jsonl")}
-    assert {name: row["examples"] for name, row in clients.items()} == {
-        name: 300 * (0.3 if name == "pi-3" else 1)  # as the inventory says
-        for name in DEVICES
+    shares = {name: 0.3 if name == "pi-3" else 1 for name in DEVICES}  # as the inventory says
+    assert {name: (row["examples"], row["eval_examples"]) for name, row in clients.items()} == {
+        name: (300 * share, 60 * share) for name, share in shares.items()
     }
-    assert {row["eval_examples"] for row in clients.values()} == {60}
     (row,) = rows(run, "rounds.jsonl")
     assert row["clients_ok"] == len(DEVICES) and row["client_accuracy"] > 0.1
-    assert (row["server_loss"], row["server_accuracy"]) == (None, None)
+    assert row["server_loss"] > 2 and row["server_accuracy"] < 0.5, "they are of the model before it was trained"
     partitions = {part["client"]: part for part in json.loads((run / "lock.json").read_text())["partitions"]}
     for number, device in enumerate(DEVICES):
         part = partitions[device]

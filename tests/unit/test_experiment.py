@@ -64,6 +64,7 @@ def test_a_name_is_all_that_is_needed(tmp_path: Path) -> None:
         ("name: mine\ntrain: {learning_rate: .nan}", "train.learning_rate: cannot be nan", "a finite number"),
         ("- name", "is not a mapping", ""),
         ("name: [", "is not valid YAML", ""),
+        ("name: 2024-13-45", "is not valid YAML", ""),
     ],
 )
 def test_mistakes_name_line_and_key(tmp_path: Path, text: str, said: str, hint: str) -> None:
@@ -93,17 +94,54 @@ def test_settings_go_before_the_file(tmp_path: Path) -> None:
     assert read.partitioner == experiment.Dirichlet(name="dirichlet", alpha=0.5)
 
 
+def test_the_name_of_a_schedule_will_do(tmp_path: Path) -> None:
+    file = write(tmp_path, "name: mine\ntrain: {schedule: cosine}")
+    assert experiment.load(file).train.schedule == experiment.Cosine(name="cosine", least=0.0)
+    step = experiment.load(file, ["train.schedule.name=step", "train.schedule.every=3"])
+    assert step.train.schedule == experiment.Step(name="step", every=3, factor=0.1)
+    assert experiment.load(SHIPPED, ["train.schedule=exponential"]).train.schedule.name == "exponential"
+    assert "schedule" not in step.run_config(), "the server tells the clients"
+
+
 def test_a_new_name_drops_the_arguments_of_the_old_one() -> None:
     assert experiment.load(SHIPPED, ["partitioner.name=iid"]).partitioner == experiment.Iid(name="iid")
     assert experiment.load(SHIPPED, ["name=other"]).rounds == experiment.load(SHIPPED).rounds
+
+
+def test_a_new_name_keeps_the_arguments_that_it_knows_too(tmp_path: Path) -> None:
+    text = "strategy: {name: fedadam, fraction_train: 0.3, eta: 1, beta_1: 0.5}\ndata: {source: hub, name: mnist}"
+    file = write(tmp_path, f"name: mine\n{text}\nprivacy: {{name: client-fixed, clipping_norm: 3}}")
+    settings = ["strategy.name=fedadagrad", "data.name=cifar-100", "privacy.name=server-adaptive"]
+    read = experiment.load(file, settings)
+    assert read.strategy == experiment.FedAdagrad(name="fedadagrad", fraction_train=0.3, eta=1)
+    assert (read.data.source, read.data.name) == ("hub", "cifar-100")
+    assert read.privacy == experiment.ServerAdaptive(name="server-adaptive")
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_name_and_its_arguments_may_be_set_in_any_order(order: int) -> None:
+    settings = ["strategy.fraction_train=0.3", "strategy.tiers=2", "rounds=1", "strategy.name=tifl"][::order]
+    read = experiment.load(SHIPPED, settings)
+    assert read.strategy == experiment.TiFL(name="tifl", fraction_train=0.3, tiers=2)
+    with pytest.raises(ExperimentError, match=r"setting 'strategy\.tiers=2': strategy\.tiers: no such key"):
+        experiment.load(SHIPPED, [*settings, "strategy.name=fedavg"])
+
+
+def test_a_setting_of_the_whole_part_replaces_what_was_set_of_it_before() -> None:
+    settings = ["partitioner.alpha=9", "partitioner={name: emd, emd: 1}", "rounds=1", "partitioner.name=quantity"]
+    assert experiment.load(SHIPPED, settings[:2]).partitioner == experiment.Emd(name="emd", emd=1)
+    assert experiment.load(SHIPPED, settings).partitioner == experiment.Quantity(name="quantity")
 
 
 @pytest.mark.parametrize(
     ("setting", "said", "hint"),
     [
         ("train.batchsize=3", "there is no key 'train.batchsize'", "train.batch_size"),
+        ("strategy.eta_l=0.1", "there is no key 'strategy.eta_l'", "the clients' learning rate is train.learning_rate"),
+        ("train.schedule=linear", "setting 'train.schedule=linear': train.schedule: there is no 'linear'", "cosine"),
         ("rounds", "is not of the form key=value", "rounds=2"),
         ("rounds=[", "the value is not valid YAML", "quote it"),
+        ("rounds=2024-13-45", "the value is not valid YAML", "quote it"),
         ("rounds=0", "setting 'rounds=0': rounds: cannot be 0", ""),
         ("train={batch_size: 0}", "setting 'train={batch_size: 0}': train.batch_size:", ""),
     ],

@@ -15,7 +15,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "fl_app"))
 
-from testbed_app import client, models, packing
+from testbed_app import client, data, models, packing
 from testbed_app.errors import AppError
 
 from fltestbed import limits, telemetry
@@ -76,7 +76,8 @@ def test_a_reply_has_the_trained_arrays_and_the_figures(shard: str) -> None:
     reply = ask(shard, batch_size=16, learning_rate=0.02)
     figures = reply.content.metric_records["metrics"]
     assert figures["num-examples"] == 200
-    assert figures["eval-examples"] == 100
+    assert figures["eval-examples"] == 50
+    assert "global-loss" not in figures, "the server evaluates the global model itself"
     assert (figures["batch-size"], figures["learning-rate"]) == (16, 0.02)
     assert (figures["local-epochs"], figures["data-fraction"]) == (1, 0.5)
     told = telemetry.figures(reply)
@@ -85,6 +86,61 @@ def test_a_reply_has_the_trained_arrays_and_the_figures(shard: str) -> None:
     assert told["app_seconds"] > told["train_seconds"] == figures["train-seconds"]
     after, before = trained(reply), models.create("cnn", 42, (1, 28, 28), 10).state_dict()
     assert any(not after[name].equal(value) for name, value in before.items())
+
+
+def test_all_of_the_data_are_trained_on_and_evaluated_on_in_the_same_order(shard: str, tmp_path: Path) -> None:
+    reply = ask(shard, data_fraction=1.0)
+    with np.load(tmp_path / f"{shard}.npz") as arrays:
+        whole = dict(arrays)
+    model = models.create("cnn", 42, (1, 28, 28), 10)
+    rng = np.random.default_rng([42, 1, 1])
+    order = rng.permutation(400)
+    inputs, labels = whole["train_inputs"][order], whole["train_labels"][order]
+    models.train(model, inputs, labels, epochs=1, batch_size=32, learning_rate=0.05, momentum=0.9, rng=rng)
+    assert all(trained(reply)[name].equal(value) for name, value in model.state_dict().items())
+    figures = reply.content.metric_records["metrics"]
+    found = models.evaluate(model, whole["held_out_inputs"], whole["held_out_labels"])
+    assert (figures["loss"], figures["accuracy"]) == found
+    assert figures["eval-examples"] == 100
+
+
+def test_the_held_out_examples_are_drawn_anew_each_round(shard: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    evaluate = models.evaluate
+
+    def watched(model: Any, inputs: Any, labels: Any) -> Any:
+        seen.append(inputs)
+        return evaluate(model, inputs, labels)
+
+    monkeypatch.setattr(models, "evaluate", watched)
+    for number in (1, 2, 1):
+        ask(shard, number)
+    images, _ = images_and_labels(500, seed=0)
+    whole = {image.tobytes() for image in images[400:]}
+    first, second, again = ({image.tobytes() for image in each} for each in seen)
+    assert first == again != second
+    assert first < whole and second < whole
+    figures = ask(shard, data_fraction=1e-9).content.metric_records["metrics"]
+    assert (figures["num-examples"], figures["eval-examples"]) == (1, 1)
+
+
+def test_a_file_is_mapped(shard: str, tmp_path: Path) -> None:
+    mapped = data.load(shard)
+    with np.load(tmp_path / f"{shard}.npz") as arrays:
+        whole = dict(arrays)
+    assert mapped.keys() == whole.keys()
+    for name, array in whole.items():
+        assert isinstance(mapped[name], np.memmap)
+        assert (mapped[name].dtype, mapped[name].shape) == (array.dtype, array.shape)
+        assert np.array_equal(mapped[name], array)
+    assert type(mapped["train_inputs"][np.array([3, 1])]) is np.ndarray, "what is trained on is not mapped"
+
+
+def test_a_learning_rate_is_scaled_by_the_rounds_share(shard: str) -> None:
+    half = ask(shard, learning_rate=0.02, message={"learning-rate-share": 0.5})
+    plain = ask(shard, learning_rate=0.01)
+    assert telemetry.figures(half)["learning_rate"] == 0.01
+    assert all(trained(half)[name].equal(value) for name, value in trained(plain).items())
 
 
 def test_training_learns(shard: str) -> None:

@@ -65,6 +65,19 @@ def test_a_model_learns(name: str, width: float) -> None:
     assert trained.rms_loss >= trained.loss > 0
 
 
+def test_a_text_of_more_tokens_than_a_byte_tells_is_learnt() -> None:
+    """Its tokens are uint16, which torch does little with."""
+    labels = np.random.default_rng(0).integers(0, 400, 8)
+    losses = []
+    for kind in (np.uint16, np.int64):
+        inputs = np.repeat(labels[:, None], 8, axis=1).astype(kind)
+        model = models.create("lstm", 1, inputs.shape[1:], 400)
+        rng = np.random.default_rng(1)
+        trained = models.train(model, inputs, labels, epochs=1, batch_size=4, learning_rate=0.1, rng=rng)
+        losses.append((trained.loss, *models.evaluate(model, inputs, labels)))
+    assert losses[0] == losses[1]
+
+
 @pytest.mark.parametrize("name", ["cnn", "cnn-dropout", "cnn-quickstart", "mlp", "resnet-18"])
 def test_a_model_takes_images_of_28_by_28(name: str) -> None:
     model = models.create(name, 1, (1, 28, 28), 10)

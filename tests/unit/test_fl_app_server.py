@@ -159,7 +159,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "seed": 42,
             "rounds": 2,
             "strategy": {"name": "fedavg", "fraction_train": 1.0},
-            "train": {"learning_rate": 0.05},
+            "train": {"learning_rate": 0.05, "schedule": {"name": "constant"}},
             "min_clients": None,
             "client_wait": 0.2,
             "round_timeout": 20,
@@ -502,7 +502,7 @@ def test_a_round_without_any_result_does_not_end_a_private_run(folder: Path, nam
     lead(LocalGrid(replies={(client, 1): failing(8) for client in NAMES}))
     first, last = rows(folder, "rounds")
     assert (first["clients_selected"], first["clients_ok"]) == (2, 0)
-    assert last["clients_selected"] == 1, "of one tier, as both are known since the first"
+    assert last["clients_selected"] == 2, "as nobody was timed in the first"
     assert last["server_loss"] != first["server_loss"]
 
 
@@ -518,11 +518,88 @@ def test_data_of_the_devices_are_trained_on_without_a_test_set(folder: Path, mon
     lead(LocalGrid())
     assert failures(folder).keys() == {("pi-2", 1), ("pi-2", 2)}
     assert "is not what it was when the run began" in failures(folder)["pi-2", 1]
-    assert rows(folder, "clients")[0]["examples"] == 300
+    trained = rows(folder, "clients")[0]
+    assert (trained["client"], trained["round"], trained["examples"], trained["eval_examples"]) == ("pi-1", 1, 300, 60)
     first, last = rows(folder, "rounds")
     assert last["train_loss"] < first["train_loss"]
-    assert last["server_loss"] is last["server_accuracy"] is None
+    own = device_data.load("bars", report["sha256"], 12)
+    untrained = server.models.create("cnn", 42, (1, 28, 28), 12)
+    found = server.models.evaluate(untrained, own["held_out_inputs"], own["held_out_labels"])
+    assert (first["server_loss"], first["server_accuracy"]) == pytest.approx(found)
+    assert (last["server_loss"], last["server_accuracy"]) == pytest.approx((trained["loss"], trained["accuracy"]))
     assert server.torch.load(folder / "model.pt").popitem()[1].shape[0] == 12
+
+
+def test_the_global_model_is_evaluated_on_the_clients_by_their_examples(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_npz(folder.parent / "own.npz", seed=3)
+    monkeypatch.setenv("FLTESTBED_DEVICE_DATA", str(folder.parent / "own.npz"))
+    plan = json.loads((folder / "experiment.json").read_text())
+    report = device_data.report("bars")
+    for each, share in zip(plan["clients"], (1.0, 0.25), strict=True):
+        each |= {"partition": {"sha256": report["sha256"]}, "settings": {"data_fraction": share}}
+    plan |= {"test_set": None, "data": {"shape": report["shape"], "classes": 10}}
+    plan["experiment"] |= {"data": {"source": "device", "name": "bars"}, "rounds": 1}
+    (folder / "experiment.json").write_text(json.dumps(plan))
+    told = []
+
+    def listening(message: Message, context: Context) -> Message:
+        reply = client.app(message, context)
+        told.append(reply.content.metric_records["metrics"])
+        return reply
+
+    lead(LocalGrid(replies={(name, 1): listening for name in NAMES}))
+    assert [each["eval-examples"] for each in told] == [60, 15]
+    losses, accuracies = ([float(each[f"global-{key}"]) for each in told] for key in ("loss", "accuracy"))
+    assert losses[0] != losses[1]
+    [row] = rows(folder, "rounds")
+    assert row["server_loss"] == pytest.approx(0.8 * losses[0] + 0.2 * losses[1])
+    assert row["server_accuracy"] == pytest.approx(0.8 * accuracies[0] + 0.2 * accuracies[1])
+
+
+def test_a_round_without_replies_says_nothing_of_the_model(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_npz(folder.parent / "own.npz", seed=3)
+    monkeypatch.setenv("FLTESTBED_DEVICE_DATA", str(folder.parent / "own.npz"))
+    plan = json.loads((folder / "experiment.json").read_text())
+    report = device_data.report("bars")
+    for each in plan["clients"]:
+        each["partition"] = {"sha256": report["sha256"]}
+    plan |= {"test_set": None, "data": {"shape": report["shape"], "classes": 10}}
+    plan["experiment"]["data"] = {"source": "device", "name": "bars"}
+    (folder / "experiment.json").write_text(json.dumps(plan))
+    lead(LocalGrid(replies={(name, 1): failing(8) for name in NAMES}))
+    first, last = rows(folder, "rounds")
+    assert first["server_loss"] is first["server_accuracy"] is None
+    assert last["server_accuracy"] is not None
+
+
+def test_a_schedule_is_of_every_clients_own_learning_rate(folder: Path) -> None:
+    plan = json.loads((folder / "experiment.json").read_text())
+    plan["clients"][1]["settings"] = {"learning_rate": 0.01}
+    (folder / "experiment.json").write_text(json.dumps(plan))
+    change(folder, rounds=3, train={"learning_rate": 0.05, "schedule": {"name": "exponential", "factor": 0.5}})
+    lead(LocalGrid())
+    found = {(row["client"], row["round"]): row["learning_rate"] for row in rows(folder, "clients")}
+    rates = {"pi-1": 0.05, "pi-2": 0.01}
+    assert found == pytest.approx(
+        {(name, number): rate * 0.5 ** (number - 1) for name, rate in rates.items() for number in (1, 2, 3)}
+    )
+
+
+def test_qfedavg_scales_by_the_learning_rate_of_the_round(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    create = strategies.create
+
+    def watched(*arguments: Any) -> Any:
+        made.append(create(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(strategies, "create", watched)
+    change(folder, rounds=3, strategy={"name": "qfedavg", "q": 0.1, "fraction_train": 1.0})
+    change(folder, train={"learning_rate": 0.05, "schedule": {"name": "step", "every": 2, "factor": 0.1}})
+    lead(LocalGrid())
+    assert made[0].client_learning_rate == pytest.approx(0.005)
 
 
 def test_a_deadline_goes_on_with_the_first_and_leaves_the_late_alone(
@@ -602,7 +679,7 @@ def test_clients_of_different_width_train_one_model(folder: Path, widths: tuple[
 def test_a_strategy_leads_real_clients(folder: Path, name: str) -> None:
     strategy = {
         "fedprox": {"proximal_mu": 0.1},
-        "fedadam": {"eta": 0.03, "eta_l": 0.05, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
+        "fedadam": {"eta": 0.03, "beta_1": 0.9, "beta_2": 0.99, "tau": 1e-3},
         "qfedavg": {"q": 0.1},
         "tifl": {"tiers": 2, "interval": 5, "credits": None},
         "oort": {

@@ -10,7 +10,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp.mod import adaptiveclipping_mod
 from flwr.supercore.task_identity import TaskIdentity
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "fl_app"))
@@ -70,7 +71,7 @@ def test_the_schema_has_the_arguments_and_defaults_of_the_strategy(name: str) ->
     fields["min_train_nodes"] = fields.pop("min_train_clients")
     if name in strategies.FLOWER:
         taken = inspect.signature(strategies.FLOWER[name].__init__).parameters
-        kept = set(inspect.signature(strategies.flower.FedAvg.__init__).parameters) | {"selection_rule"}
+        kept = set(inspect.signature(strategies.flower.FedAvg.__init__).parameters) | {"selection_rule", "eta_l"}
         own = {key: parameter.default for key, parameter in taken.items() if key not in kept}
         differ = {"proximal_mu"}  # 0, Flower's, is plain FedAvg
         assert {key: own[key] for key in own if key not in differ} == {
@@ -218,10 +219,37 @@ def test_tifl_times_all_and_then_asks_one_tier() -> None:
     nodes = [1, 2, 3, 4, 5, 6]
     speeds = {1: 9.0, 2: 1.0, 3: 5.0, 4: 1.5, 6: 4.0}
     figures = {node: {"train_seconds": seconds} for node, seconds in speeds.items()}
-    assert lead(strategy, 1, nodes, figures) == nodes  # 5 fails: the slowest
-    assert strategy.tiers() == [[2, 4], [6, 3], [1, 5]]
+    assert lead(strategy, 1, nodes, figures) == nodes  # 5 fails: it is in no tier
+    assert strategy.tiers() == [[2, 4], [6, 3], [1]]
     asked = {tuple(lead(strategy, number, nodes, figures)) for number in range(2, 30)}
-    assert asked == {(2, 4), (3, 6), (1, 5)}
+    assert asked == {(2, 4), (3, 6), (1,)}
+
+
+def test_tifl_times_who_failed_once_in_an_interval() -> None:
+    random.seed(1)
+    strategy = make("tifl", tiers=2, interval=5)
+    nodes = [1, 2, 3, 4, 5]
+    figures = {node: {"train_seconds": float(node), "accuracy": 0.9} for node in nodes[:4]}
+    asked = [lead(strategy, number, nodes, figures) for number in range(1, 31)]
+    assert [number for number, each in enumerate(asked, start=1) if 5 in each] == [1, 5, 10, 15, 20, 25, 30]
+    assert {tuple({*each} - {5}) for each in asked[1:]} == {(1, 2), (3, 4)}, "beside a tier, which trains as ever"
+    for number in range(31, 36):
+        lead(strategy, number, nodes, figures | {5: {"train_seconds": 0.5, "accuracy": 0.9}})
+    assert strategy.tiers() == [[5, 1, 2], [3, 4]]
+
+
+def test_tifl_asks_all_again_where_all_failed() -> None:
+    strategy = make("tifl", interval=100)
+    assert lead(strategy, 1, [1, 2], {}) == [1, 2]
+    assert lead(strategy, 2, [1, 2], {1: {}}) == [1, 2]
+    assert lead(strategy, 3, [1, 2], {1: {}}) == [1]
+
+
+def test_a_tier_that_nothing_is_known_of_has_the_mean_chance() -> None:
+    strategy = make("tifl", tiers=3)
+    figures = {1: {"train-seconds": 1.0, "accuracy": 0.9}, 2: {"train-seconds": 2.0, "accuracy": 0.5}}
+    strategy.learn(1, [1, 2], figures)
+    assert strategy._chances_of(strategy.tiers()) == pytest.approx([0.1, 0.5, 0.3])
 
 
 def test_tifl_prefers_the_tier_with_the_lower_accuracy() -> None:
@@ -261,7 +289,7 @@ def test_tifl_goes_on_when_a_tier_is_offline_and_times_who_is_new() -> None:
 
 
 def test_oorts_utility() -> None:
-    """100 examples with losses of 2 at most, in 4 s where 2 s are preferred: 200 * (2 / 4) ** 2."""
+    """200, 200 and 50 become 1, 1 and 0; the first is left (2 / 4) ** 2, for 4 s where 2 s are preferred."""
     strategy = make("oort", penalty=2.0, preferred_percentile=50)
     strategy.learn(
         1,
@@ -272,9 +300,30 @@ def test_oorts_utility() -> None:
             3: {"num-examples": 50, "rms-loss": 1.0, "train-seconds": 1.0},
         },
     )
-    assert [strategy.utility(node, 1) for node in (1, 2, 3)] == [50, 200, 50]
+    assert [strategy.utility(node, 1) for node in (1, 2, 3)] == [0.25, 1, 0]
     allowance = (0.1 * np.log(10)) ** 0.5  # known since round 1, not chosen until round 10
-    assert strategy.utility(2, 10) == pytest.approx(200 + allowance)
+    found = [strategy.utility(node, 10) for node in (1, 2, 3)]
+    assert found == pytest.approx([(1 + allowance) / 4, 1 + allowance, allowance])
+
+
+def test_oorts_largest_utilities_are_cut_off() -> None:
+    """Of 40 clients one has a loss that dwarfs all others', which are 1 to 39: those differ nonetheless."""
+    strategy = make("oort")
+    losses = {node: 1e6 if node == 40 else float(node) for node in range(1, 41)}
+    told = {node: {"num-examples": 1, "rms-loss": loss, "train-seconds": 1.0} for node, loss in losses.items()}
+    strategy.learn(1, list(losses), told)
+    assert strategy.utility(40, 1) == strategy.utility(39, 1) == 1
+    assert strategy.utility(20, 1) == pytest.approx(19 / 37.05)  # the percentile is 38.05
+
+
+def test_oorts_allowance_brings_back_who_was_not_asked_for_long() -> None:
+    strategy = make("oort")
+    losses = {1: 10.0, 2: 9.0, 3: 1.0}
+    told = {node: {"num-examples": 100, "rms-loss": loss, "train-seconds": 1.0} for node, loss in losses.items()}
+    strategy.learn(1, [1, 2, 3], told)
+    assert strategy.utility(1, 2) > strategy.utility(2, 2) > strategy.utility(3, 2)
+    strategy.learn(20, [1], told)
+    assert strategy.utility(2, 21) > strategy.utility(1, 21) > strategy.utility(3, 21)
 
 
 def test_oort_takes_the_most_useful_and_explores() -> None:
@@ -286,21 +335,41 @@ def test_oort_takes_the_most_useful_and_explores() -> None:
     second = lead(strategy, 2, nodes, figures)
     assert len(second) == 5
     assert len(lead(strategy, 3, nodes, figures)) == 5
-    for number in range(4, 9):
-        lead(strategy, number, nodes, figures)
-    assert lead(strategy, 9, nodes, figures) == [5, 6, 7, 8, 9]
+    asked = [node for number in range(4, 20) for node in lead(strategy, number, nodes, figures)]
+    assert {*asked} > {5, 6, 7, 8, 9}
+    assert sum(node >= 5 for node in asked) > 0.8 * len(asked)
 
 
 def test_who_failed_does_not_change_the_time_that_oort_prefers() -> None:
     strategy = make("oort", penalty=2.0, preferred_percentile=50)
     figures = {node: {"num-examples": 100, "rms-loss": 2.0, "train-seconds": 60.0} for node in (1, 2)}
     strategy.learn(1, [1, 2, 3, 4, 5], figures)
-    assert [strategy.utility(node, 1) for node in (1, 2, 3)] == [200, 200, 0]
-    strategy.learn(2, [1, 2], {})
-    assert strategy.utility(1, 2) == pytest.approx((0.1 * np.log(2) / 2) ** 0.5), "nobody's time is known"
+    assert [strategy.utility(node, 1) for node in (1, 2, 3)] == [1, 1, 0]
+    strategy.learn(2, [3, 4, 5], {3: figures[1] | {"train-seconds": 120.0}})
+    assert strategy.utility(1, 1) == 1
+    assert strategy.utility(3, 1) == 0.25
 
 
-def test_oort_leaves_who_failed() -> None:
+def test_a_failure_takes_from_a_client_neither_its_utility_nor_its_time() -> None:
+    strategy = make("oort", penalty=1.0, preferred_percentile=50)
+    told = {node: {"num-examples": 100, "rms-loss": node, "train-seconds": 2.0 * node} for node in (1, 2, 3)}
+    strategy.learn(1, [1, 2, 3], told)
+    strategy.learn(2, [3], {})
+    allowance = (0.1 * np.log(3) / 2) ** 0.5
+    assert strategy.utility(3, 3) == pytest.approx((1 + allowance) * 4 / 6)
+
+
+def test_oort_asks_a_useful_client_again_after_a_failure() -> None:
+    random.seed(1)
+    strategy = make("oort", fraction_train=0.5)
+    figures = {node: {"num_examples": 10.0, "rms_loss": 5.0 if node == 4 else 1.0} for node in (1, 2, 3, 4)}
+    for number in range(1, 5):
+        lead(strategy, number, [1, 2, 3, 4], figures)
+    assert 4 in lead(strategy, 5, [1, 2, 3, 4], {node: figures[node] for node in (1, 2, 3)})
+    assert 4 in lead(strategy, 6, [1, 2, 3, 4], figures)
+
+
+def test_oort_leaves_who_never_succeeded() -> None:
     random.seed(1)
     strategy = make("oort", fraction_train=0.5)
     figures = {node: {"num_examples": 10.0} for node in (1, 2, 3)}
@@ -331,6 +400,49 @@ def test_a_deadlines_share_is_of_those_too_who_are_late() -> None:
     strategy.late = 2
     assert len(ask(strategy, 1, [1, 2, 3, 4])) == 3
     assert strategy.goal == 2
+
+
+def private(name: str, clients: int, **arguments: float) -> Any:
+    """Return FedAvg in a wrapper with the schema's defaults, as the ServerApp makes it."""
+    kinds = get_args(get_args(experiment.Privacy)[0])
+    [kind] = [each for each in kinds if get_args(each.model_fields["name"].annotation) == (name,)]
+    return strategies.private(make("fedavg"), kind(name=name, **arguments).model_dump(), clients)
+
+
+@pytest.mark.parametrize("start", [0.1, 100.0])
+@pytest.mark.parametrize(("quantile", "low", "high"), [(0.5, 5, 6), (0.8, 8, 9)])
+@pytest.mark.parametrize("name", ["server-adaptive", "client-adaptive"])
+def test_the_norm_follows_the_quantile_of_the_clients(
+    name: str, quantile: float, low: float, high: float, start: float
+) -> None:
+    """Ten clients whose changes have the norms 1 to 10."""
+    arguments = {"initial_clipping_norm": start, "target_clipped_quantile": quantile}
+    strategy = private(name, 10, noise_multiplier=0.0, **arguments)
+    for number in range(1, 101):
+        replies = []
+        for node, message in by_node(ask(strategy, number, list(range(1, 11)))):
+            reply = answer(message, arrays(float(node)))
+            if name == "client-adaptive":
+                context = Context(1, node, {}, RecordDict(), {})
+                reply = adaptiveclipping_mod(message, context, lambda _message, _context, reply=reply: reply)
+            replies.append(reply)
+        trained, _ = strategy.aggregate_train(number, replies)
+    assert low <= strategy.clipping_norm <= high
+    clipped = np.minimum(np.arange(1, 11), strategy.clipping_norm)
+    assert trained["w"].numpy()[0] == pytest.approx(clipped.mean(), rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["server-adaptive", "client-adaptive"])
+def test_the_noise_is_that_of_the_norm_that_was_clipped_to(name: str) -> None:
+    np.random.seed(1)
+    strategy = private(name, 1, initial_clipping_norm=10.0, clip_norm_lr=3.0, clipped_count_stddev=1.0)
+    (message,) = ask(strategy, 1, [1], arrays(*[0.0] * 20_000))
+    reply = answer(message, arrays(*[1e-3] * 20_000))
+    reply.content.metric_records["metrics"]["norm_bit"] = 0
+    trained, _ = strategy.aggregate_train(1, [reply])
+    deviation = 10 * (1 - 1 / 4) ** -0.5  # what is left for the model, with the count's deviation of 1
+    assert float(trained["w"].numpy().std()) == pytest.approx(deviation, rel=0.03)
+    assert abs(np.log(strategy.clipping_norm / 10)) > 0.1, "the norm of the next round is another one"
 
 
 def test_an_unknown_strategy() -> None:

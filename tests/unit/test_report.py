@@ -118,6 +118,13 @@ def test_the_experiment_beside_the_report_is_the_one_that_ran(folder: Path) -> N
     assert yaml.safe_load((folder / "report" / "experiment.yml").read_text(encoding="utf-8"))["rounds"] == 3
 
 
+def test_a_run_whose_experiment_has_a_key_that_has_gone_since_is_reported(folder: Path) -> None:
+    lock = json.loads((folder / "lock.json").read_text(encoding="utf-8"))
+    lock["experiment"]["strategy"] = {"name": "fedadam", "eta": 0.1, "eta_l": 0.1}
+    (folder / "lock.json").write_text(json.dumps(lock), encoding="utf-8")
+    assert "fltestbed run runs/" in read(folder).text
+
+
 def test_tiles_and_failures_are_those_of_the_run(folder: Path) -> None:
     text = read(folder).text
     for words in (

@@ -102,6 +102,35 @@ def client(number: int, state: str = "waits") -> Client:
     return Client(f"pi-{number}", f"pi-{number}", state, 0.48, 0.5, 400 * 2**20, 640 * 2**20, ROW)
 
 
+@pytest.mark.parametrize(
+    ("groups", "files", "used"),
+    [
+        ("0::/a\n", {"a/memory.current": "9", "a/memory.stat": "inactive_file 2"}, 7),
+        ("0::/a\n", {}, None),
+        (
+            "9:memory:/a\n4:cpu,cpuacct:/a\n",
+            {"memory/a/memory.usage_in_bytes": "9", "memory/a/memory.stat": "total_inactive_file 2"},
+            7,
+        ),
+        ("4:cpu,cpuacct:/a\n0::/\n", {}, None),
+    ],
+)
+def test_a_look_at_a_client_with_and_without_the_kernels_memory_controller(
+    tmp_path: Path, groups: str, files: dict[str, str], used: int | None
+) -> None:
+    files = files | {"a/cpu.stat": "usage_usec 1500000", "cpuacct/a/cpuacct.usage": "1500000000"}
+    files |= {"a/cgroup.procs": "", "cpuacct/a/cgroup.procs": "", "../proc/7/cgroup": groups}
+    for name, text in files.items():
+        (tmp_path / "cgroups" / name).resolve().parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "cgroups" / name).resolve().write_text(text)
+    look: dict[str, Any] = {"__name__": "look"}
+    exec((Path(watching.__file__).parent / "look.py").read_text(), look)  # noqa: S102 as it runs on a host
+    look |= {"Path": lambda path: tmp_path / path.lstrip("/"), "CGROUPS": tmp_path / "cgroups"}
+    look |= {"inspect": lambda _container: {"State": {"Pid": 7}}, "cgroup_limits": lambda _pid: (None, None)}
+    found = look["client"]({"Id": "abc"})
+    assert (found["memory"], found["cpu_seconds"]) == (used, 1.5)
+
+
 def test_what_a_client_uses_is_shown_against_its_limits() -> None:
     text = "\n".join(lines(view([client(1, "trains")]), 120, None))
     assert "round 7/9" in text and "0.8312" in text

@@ -1,7 +1,8 @@
 """Several runs side by side: what each reached, at what cost, and what differed between them."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,14 @@ import pandas as pd
 
 from fltestbed import charts
 from fltestbed.errors import ResultsError
+from fltestbed.estimates import estimate
 from fltestbed.page import Figure, Page, Section, Table, Text, Tile, html
 from fltestbed.report import duration, energy_sources, flatten, learning_frame
 from fltestbed.results import Run, load
 
 _HOST = ("arch", "cpus", "kernel", "memory_mb", "os.name", "docker.version", "cgroup.version")
 _LIMITS = ("cpus_asked", "cpus", "memory_asked", "memory")
+_OF_PARTITIONS = re.compile(r"partition_set|clients\.[^.]+\.(examples|partition)")
 
 
 def read(folders: Sequence[Path]) -> list[Run]:
@@ -81,6 +84,55 @@ def _first_at(run: Run, accuracy: float) -> dict[str, Any]:
     }
 
 
+def repeats(
+    runs: Sequence[Run], accuracy: float | None, values: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[dict[str, Any]]:
+    """Return a row for each set of finished runs that differ in the seed alone; nothing if there is no such set.
+
+    A run of which there is no other has a row too. `values` are what to say of each run, by its name, seed or not.
+    """
+    groups = _groups(runs)
+    if len(groups) == len(runs):
+        return []
+    said = {name: {key: value for key, value in row.items() if key != "seed"} for name, row in (values or {}).items()}
+    return [{**said.get(group[0].name, {}), **_summary(group, accuracy)} for group in groups]
+
+
+def _groups(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs, those together that finished and differ in the seed alone, or in nothing."""
+    facts = {run.name: _facts(run) for run in runs if run.record.get("status") == "finished"}
+    groups: list[list[Run]] = []
+    for run in runs:
+        finished = [group for group in groups if {run.name, group[0].name} <= facts.keys()]
+        alike = [group for group in finished if _are_repeats(facts[group[0].name], facts[run.name])]
+        if alike:
+            alike[0].append(run)
+        else:
+            groups.append([run])
+    return groups
+
+
+def _are_repeats(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    unlike = {key for key in first.keys() | second.keys() if _said(first, key) != _said(second, key)}
+    if "experiment.seed" in unlike and "partition_set" in unlike:  # another seed, so other shards
+        unlike = {key for key in unlike if not _OF_PARTITIONS.fullmatch(key)}
+    return unlike <= {"experiment.seed"}
+
+
+def _summary(group: Sequence[Run], accuracy: float | None) -> dict[str, Any]:
+    rows = measures(group, accuracy)
+
+    def estimated(key: str) -> dict[str, Any]:
+        known = [row[key] for row in rows if row[key] is not None]
+        return {f"{key}_{name}": value for name, value in estimate(known)._asdict().items()}
+
+    found: dict[str, Any] = {"n": len(group), **estimated("accuracy")}
+    if accuracy is not None:
+        time = f"seconds_to_{accuracy:g}"
+        found |= {f"reached_{accuracy:g}": sum(row[time] is not None for row in rows), **estimated(time)}
+    return found | {"runs": ", ".join(run.name for run in group)}
+
+
 def differences(runs: Sequence[Run]) -> list[dict[str, str]]:
     """Return what differed between the runs: `what`, and its value under each run's name."""
     facts = [_facts(run) for run in runs]
@@ -103,8 +155,10 @@ def _facts(run: Run) -> dict[str, Any]:
     found = {f"experiment.{key}": value for key, value in flatten(run.experiment).items()} if run.experiment else {}
     if lock.get("app"):
         found |= {f"app.{key}": value for key, value in lock["app"].items()}
-    if not run.experiment:
-        found |= {f"run_config.{key}": value for key, value in (lock.get("run_config") or {}).items()}
+    told = {"model", "seed", "num-server-rounds", *(key.replace("_", "-") for key in run.experiment.get("train") or {})}
+    for key, value in (lock.get("run_config") or {}).items():
+        if not run.experiment or key not in told:
+            found[f"run_config.{key}"] = value
     found |= flatten({"versions": lock.get("versions") or {"image": run.record.get("versions") or {}}})
     found |= {key: lock[key] for key in ("testbed", "partition_set", "test_set") if lock.get(key)}
     for part in lock.get("partitions") or []:
@@ -125,16 +179,16 @@ def _facts(run: Run) -> dict[str, Any]:
 def page(runs: Sequence[Run], accuracy: float | None) -> Page:
     """Return the comparison as a page, with the runs' lines over one another."""
     rows = measures(runs, accuracy)
+    blocks: list[Table | Figure | Text] = [Table("measures", "Measures", pd.DataFrame(rows))]
+    if summaries := repeats(runs, accuracy):
+        words = "Mean, standard deviation, and 95 % interval of the mean. Times are those of the runs that got there."
+        blocks += [Table("repeats", "Runs that differ in the seed alone", pd.DataFrame(summaries)), Text(words)]
     return Page(
         title="Comparison of runs",
         lead=", ".join(run.name for run in runs),
-        tiles=_tiles(rows, accuracy),
+        tiles=_tiles(runs, rows, accuracy),
         sections=[
-            Section(
-                "measures",
-                "What each run reached, and at what cost",
-                [Table("measures", "Measures", pd.DataFrame(rows))],
-            ),
+            Section("measures", "What each run reached, and at what cost", blocks),
             Section("accuracy", "Accuracy and loss", _learning(runs)),
             Section("rounds", "Time per round", _rounds(runs)),
             Section("differences", "What differed", _differing(runs)),
@@ -149,19 +203,28 @@ def write(runs: Sequence[Run], accuracy: float | None, file: Path) -> None:
     file.write_text(html(page(runs, accuracy)), encoding="utf-8")
 
 
-def _tiles(rows: list[dict[str, Any]], accuracy: float | None) -> list[Tile]:
+def _tiles(runs: Sequence[Run], rows: list[dict[str, Any]], accuracy: float | None) -> list[Tile]:
+    """Return the figures to see first. The best are those of the means, where there are repeats."""
+    summaries = [(_summary(group, accuracy), _called(group)) for group in _groups(runs)]
     found = [Tile("runs", str(len(rows)))]
     if accuracy is not None:
         key = f"seconds_to_{accuracy:g}"
         there = [row for row in rows if row[key] is not None]
         found.append(Tile(f"reached {accuracy:g}", str(len(there)), f"of {len(rows)} runs"))
-        if there:
-            first = min(there, key=lambda row: row[key])
-            found.append(Tile(f"first at {accuracy:g}", duration(first[key]), first["run"], "good"))
-    if known := [row for row in rows if row["accuracy"] is not None]:
-        best = max(known, key=lambda row: row["accuracy"])
-        found.append(Tile("best final accuracy", f"{best['accuracy']:.4f}", best["run"], "good"))
+        whole = [each for each in summaries if each[0][f"reached_{accuracy:g}"] == each[0]["n"]]
+        if whole:
+            first, name = min(whole, key=lambda each: each[0][f"{key}_mean"])
+            found.append(Tile(f"first at {accuracy:g}", duration(first[f"{key}_mean"]), name, "good"))
+    if known := [each for each in summaries if each[0]["accuracy_mean"] is not None]:
+        best, name = max(known, key=lambda each: each[0]["accuracy_mean"])
+        sure = f" ± {best['accuracy_high'] - best['accuracy_mean']:.4f}" if best["accuracy_sd"] is not None else ""
+        found.append(Tile("best final accuracy", f"{best['accuracy_mean']:.4f}{sure}", name, "good"))
     return found
+
+
+def _called(group: Sequence[Run]) -> str:
+    first = group[0].name
+    return first if len(group) == 1 else f"mean of {len(group)} runs: {first} and its repeats"
 
 
 def _learning(runs: Sequence[Run]) -> list[Table | Figure | Text]:
@@ -176,7 +239,10 @@ def _learning(runs: Sequence[Run]) -> list[Table | Figure | Text]:
         if rows.empty:
             blocks.append(Text(f"No run has a finite {what} of the global model."))
             continue
-        words = f"The global model's {what} on the server's test set."
+        words = (
+            f"The global model's {what} on the server's test set; of data that lie on the devices, of the model that "
+            "the round began with, on the clients' held-out parts."
+        )
         time = ("seconds", "time since the first round began, s")
         blocks += [
             charts.lines(

@@ -25,10 +25,14 @@ _SHARES = ("data_fraction", "participation", "width")
 
 
 class Resolved(NamedTuple):
-    """What a client trains with, and the numbers, from 1, of the rules that had a say in it."""
+    """What a client trains with, and the numbers, from 1, of the rules that had a say in it.
+
+    `missed` says what the training takes instead of what the last `balance` asks for; empty where that is met.
+    """
 
     settings: dict[str, float | int]
     rules: list[int]
+    missed: str = ""
 
 
 def resolve(
@@ -47,7 +51,8 @@ def resolve(
     found = []
     for client, size in zip(clients, examples, strict=True):
         own = client["settings"]
-        now, numbers = train | own, []
+        now, numbers, missed = train | own, [], ""
+        balance: tuple[int, float] | None = None  # the last rule that has one, and its time
         by_figures = 0  # the last rule that takes them as they were measured
         for number, rule in enumerate(experiment.rules, start=1):
             if not _holds(rule.when, client, measured):
@@ -68,14 +73,18 @@ def resolve(
                 wanted[key] = _rounded(key, train[key] * share)
             if rule.balance:
                 speed = _speed(measured[client["client"]], (now | wanted | own)["batch_size"])
-                wanted |= _balanced(speed, size, rule.balance.round_seconds)
+                wanted |= _balanced(rule.balance.round_seconds * speed / size, own)
+                balance = number, rule.balance.round_seconds
             wanted = {key: value for key, value in wanted.items() if key not in own}
             if wanted:
                 now |= wanted
                 numbers.append(number)
         if by_figures:
             _require_width(by_figures, client, now["width"], measured)
-        found.append(Resolved(now, numbers))
+        if balance:
+            seconds = size / _speed(measured[client["client"]], now["batch_size"])
+            missed = _missed(*balance, seconds * now["local_epochs"] * now["data_fraction"])
+        found.append(Resolved(now, numbers, missed))
     return found
 
 
@@ -205,11 +214,17 @@ def _rows(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
     return found.get("batch_sizes") or [found]
 
 
-def _balanced(speed: float, examples: int, seconds: float) -> dict[str, float | int]:
-    """Return the epochs and the share of the examples that take a time, in s, at a speed in examples per s.
+def _balanced(passes: float, own: Mapping[str, float | int]) -> dict[str, float | int]:
+    """Return the epochs, and the share of the examples in each, that make so many passes over all the examples.
 
-    A fast client passes more than once over its examples, so that each of its passes has the same share of them.
+    A fast client passes more than once over its examples, so that each of its passes has the same share of them. Of the
+    two, what the client has of its `own` stays, and the other makes up for it as far as it can.
     """
-    passes = seconds * speed / examples
-    epochs = min(_WHOLE["local_epochs"], max(1, math.ceil(passes - 1e-9)))
-    return {"local_epochs": epochs, "data_fraction": min(1.0, passes / epochs)}
+    if "data_fraction" in own:
+        return {"local_epochs": _rounded("local_epochs", passes / own["data_fraction"])}
+    epochs = own.get("local_epochs") or min(_WHOLE["local_epochs"], max(1, math.ceil(passes - 1e-9)))
+    return {"local_epochs": epochs, "data_fraction": _rounded("data_fraction", passes / epochs)}
+
+
+def _missed(number: int, wanted: float, took: float) -> str:
+    return "" if math.isclose(took, wanted) else f"rule {number}: {took:.3g} s instead of {wanted:g} s"

@@ -39,7 +39,8 @@ def compare(
 
     found = comparison.read(folders)
     wanted = comparison.reached_by_all(found) if accuracy is None else accuracy
-    show({"runs": comparison.measures(found, wanted), "differences": comparison.differences(found)}, output)
+    parts = {"runs": comparison.measures(found, wanted), "repeats": comparison.repeats(found, wanted)}
+    show({**parts, "differences": comparison.differences(found)}, output)
     if file:
         comparison.write(found, wanted, file)
         print(f"page: {file}", file=sys.stderr)

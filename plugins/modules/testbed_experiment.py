@@ -116,6 +116,7 @@ partitions:
     labels: {description: Number of examples of each label., type: list, elements: int}
     settings: {description: What the client trains with., type: dict}
     rules: {description: "The numbers, from 1, of the rules that had a say in it.", type: list, elements: int}
+    missed: {description: "What a rule asks for and the client cannot do; empty if there is nothing.", type: str}
 test_set:
   description: The server's test set, with C(path), C(sha256) and C(examples); null without an experiment.
   returned: success

@@ -51,13 +51,14 @@ def resolve(folder: Path, text: str, *speeds: float, clients: list[dict[str, Any
     found = rules.resolve(
         load(folder, text), clients or CLIENTS, [1000, 1000, 1000], measured(*speeds) if speeds else {}
     )
+    assert not any(each.missed for each in found)
     return [
         ({key: value for key, value in each.settings.items() if TRAIN.get(key) != value}, each.rules) for each in found
     ]
 
 
 def test_without_rules_a_client_has_what_the_experiment_says(tmp_path: Path) -> None:
-    assert rules.resolve(load(tmp_path, "rounds: 1"), [SMALL], [1000], {}) == [(TRAIN, [])]
+    assert rules.resolve(load(tmp_path, "rounds: 1"), [SMALL], [1000], {}) == [(TRAIN, [], "")]
 
 
 def test_a_condition_chooses_the_clients_and_a_later_rule_goes_before(tmp_path: Path) -> None:
@@ -155,6 +156,39 @@ def test_balanced_clients_take_the_same_time(tmp_path: Path) -> None:
     assert passes == [(1, 0.3), (1, 1.0), (3, pytest.approx(2.6 / 3))]
     for (epochs, share), speed in zip(passes, (30, 100, 260), strict=True):
         assert epochs * share * 1000 / speed == pytest.approx(10)
+
+
+@pytest.mark.parametrize(
+    ("own", "speed", "epochs", "share", "missed"),
+    [
+        ({"data_fraction": 0.5}, 250, 5, 0.5, ""),  # 2.5 passes are 5 over a half
+        ({"data_fraction": 0.5}, 70, 1, 0.5, "rule 1: 7.14 s instead of 10 s"),
+        ({"data_fraction": 1.0}, 20, 1, 1.0, "rule 1: 50 s instead of 10 s"),
+        ({"local_epochs": 4}, 100, 4, 0.25, ""),
+        ({"local_epochs": 1}, 250, 1, 1.0, "rule 1: 4 s instead of 10 s"),
+        ({"local_epochs": 2, "data_fraction": 0.5}, 100, 2, 0.5, ""),
+        ({"local_epochs": 2, "data_fraction": 1.0}, 100, 2, 1.0, "rule 1: 20 s instead of 10 s"),
+        ({}, 500_000, 1000, 1.0, "rule 1: 2 s instead of 10 s"),
+    ],
+)
+def test_balance_makes_up_for_what_the_inventory_sets(
+    tmp_path: Path, own: dict[str, Any], speed: float, epochs: int, share: float, missed: str
+) -> None:
+    """At so many examples/s, a client passes speed / 100 times over its 1000 examples in 10 s."""
+    [found] = rules.resolve(
+        load(tmp_path, "rules: [{balance: {round_seconds: 10}}]"),
+        [SMALL | {"settings": own}],
+        [1000],
+        measured(speed, 1, 1),
+    )
+    assert (found.settings["local_epochs"], found.settings["data_fraction"]) == (epochs, pytest.approx(share))
+    assert found.missed == missed
+
+
+def test_what_a_later_rule_makes_of_a_balance_is_said(tmp_path: Path) -> None:
+    text = "rules: [{balance: {round_seconds: 10}}, {set: {local_epochs: 3}}]"
+    [found] = rules.resolve(load(tmp_path, text), [SMALL], [1000], measured(100, 1, 1))
+    assert found.missed == "rule 1: 30 s instead of 10 s"
 
 
 def with_sizes(**peaks: list[int]) -> dict[str, dict[str, Any]]:

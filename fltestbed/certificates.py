@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from fltestbed.errors import InventoryError
+from fltestbed.errors import DiskError, InventoryError
 
 RENEW_DAYS = 30
 """`up` renews a certificate that ends within this many days, unless `certificates_renew_days` says otherwise."""
@@ -28,17 +28,27 @@ class Certificate(NamedTuple):
 def certificates(pki: Path) -> list[Certificate]:
     """Return the certificates that are there: the authority's, the server's, and of monitoring's that which ends first.
 
-    Raises ValueError for a file that is no certificate.
+    Raises DiskError for a file that is no certificate.
     """
-    from cryptography import x509  # slow, and most commands do without
-
     found = []
     for name, patterns in _FILES.items():
         files = [file for pattern in patterns for file in pki.glob(pattern)]
         if files:
-            ends = min(x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc for file in files)
+            ends = min(_end(file) for file in files)
             found.append(Certificate(name, ends, (ends - datetime.now(UTC)).days))
     return found
+
+
+def _end(file: Path) -> datetime:
+    from cryptography import x509  # slow, and most commands do without
+
+    try:
+        return x509.load_pem_x509_certificate(file.read_bytes()).not_valid_after_utc
+    except ValueError:
+        raise DiskError(
+            f"this machine's files: {file} is damaged, it holds no certificate",
+            "bring it back from a backup; or remove it, and the next fltestbed up makes it anew with its key",
+        ) from None
 
 
 def due(pki: Path, renew_days: int = RENEW_DAYS) -> bool:
@@ -48,7 +58,7 @@ def due(pki: Path, renew_days: int = RENEW_DAYS) -> bool:
     """
     try:
         found = certificates(pki)
-    except ValueError:
+    except DiskError:
         return True
     missing = {"authority", "server"} - {each.name for each in found}
     return bool(missing) or any(each.days_left < renew_days for each in found)

@@ -12,6 +12,7 @@ import numpy as np
 from fltestbed.errors import ExperimentError
 from fltestbed.experiment import Data
 from fltestbed.formats import Files
+from fltestbed.paths import expanded
 
 _IDX = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
 _REPOSITORIES = {  # on the hub: the repository, and its columns of inputs and labels
@@ -48,7 +49,7 @@ def require(data: Data, *, cache_dir: Path, beside: Path) -> None:
 
 
 def _path(data: Data, beside: Path) -> Path:
-    path = (beside / Path(str(data.path)).expanduser()).resolve()
+    path = (beside / expanded(str(data.path))).resolve()
     if not path.exists():
         raise ExperimentError(f"data.path: there is no {path}", "write the path relative to the experiment file")
     return path

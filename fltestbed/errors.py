@@ -121,7 +121,7 @@ class AnsibleFailed(FltestbedError):
 
 
 class DiskError(FltestbedError):
-    """This machine cannot keep what has to be kept: its disk is full, or a file may not be written or read."""
+    """This machine cannot keep what has to be kept: a disk is full, a file is damaged, or not ours to write or read."""
 
     code = "disk"
     exit_code = 10

@@ -3,7 +3,9 @@
 import functools
 import ipaddress
 import json
+import math
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +17,14 @@ from typing import Any
 from fltestbed import inventory_stamp, network
 from fltestbed.errors import InventoryError
 from fltestbed.findings import Finding
-from fltestbed.inventory_ansible import CONNECTION
+from fltestbed.inventory_ansible import CONNECTION, SSH_ARGUMENTS
 from fltestbed.inventory_files import GROUPS, Files, read, shown
 from fltestbed.paths import ansible_environment, content_dir, nearest
 
 SERVER_SERVICES = ("superlink", "serverapp", "proxy")
 """What runs on the server host, by the names in its compose file."""
+DIALABLE = "write an IPv4 address or a name that DNS knows"
+"""What to do about an address that is `undialable`."""
 
 Client = dict[str, Any]
 """One client: device, client (names), cpus (cores or None), memory (bytes or None), settings (of training), data."""
@@ -36,9 +40,10 @@ _DOMAIN = re.compile(
     r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*\.?"
 )
 _USER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@\\-]*\$?")
-_MEMORY = re.compile(r"(\d+(?:\.\d+)?)([kmg]?)b?", re.IGNORECASE)
+_MEMORY = re.compile(r"(\d{1,18}(?:\.\d+)?)([kmg]?)b?", re.IGNORECASE)
 _MEMORY_UNITS = {"": 1, "k": 1024, "m": 1024**2, "g": 1024**3}
 _LEAST_MEMORY = 6 * 1024**2  # Docker refuses less
+_PATIENCE = 60.0  # s that Ansible gets for an inventory, its scripts included
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,17 @@ def is_address(address: str) -> bool:
     except ValueError:
         return bool(_DOMAIN.fullmatch(address)) and not re.fullmatch(r"[0-9.]+", address)
     return True
+
+
+def undialable(address: str) -> str:
+    """Return why containers on other devices cannot dial the server by this address; nothing where they can."""
+    if ":" in address:
+        return f"{address} is IPv6, and Docker on the devices pulls no image from such an address"
+    if re.fullmatch(r"[^.]+\.local\.?", address, re.IGNORECASE):
+        return f"{address} is a name of mDNS, which containers on the devices cannot look up"
+    if re.fullmatch(r"(.+\.)?localhost(\.localdomain)?\.?|127(\.\d+){3}|0\.0\.0\.0", address, re.IGNORECASE):
+        return f"{address} is every machine's own address, and a device that dials it reaches itself"
+    return ""
 
 
 def is_user(name: str) -> bool:
@@ -275,7 +291,10 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
     found += files.findings
     if files.findings:
         return found, None
-    view = _ask_ansible(folder)
+    try:
+        view = _ask_ansible(folder)
+    except InventoryError as error:
+        return [*found, Finding("error", "", shown(folder), error.message, error.hint)], None
     if "error" in view:
         return [*found, _ansibles_error(view["error"], folder)], None
 
@@ -296,6 +315,7 @@ def _inspect(folder: Path) -> tuple[list[Finding], Testbed | None]:
         problems += [(name, problem) for problem in own]
     problems += _check_addresses(groups.get("testbed", []), hosts)
     problems += _check_server(groups, hosts)
+    problems += _check_ports(groups, hosts, defaults)
     problems += _check_unique(clients)
     said = set()
     for name, problem in problems:
@@ -419,8 +439,9 @@ def _check_variables(
                 yield _Problem(name, f"there is no variable {name}", nearest(name, _ANSIBLES))
         elif get_close_matches(name, specs, 1, 0.85):
             yield _Problem(name, f"there is no variable {name}", nearest(name, specs))
-        if name in _RULES and not _is_template(value) and not _RULES[name][0](value):
-            yield _Problem(name, f"{name} cannot be {value!r}", f"write {_RULES[name][1]}")
+        rule = _PORT if _PORT_NAME.fullmatch(name) else _RULES.get(name)
+        if rule and not _is_template(value) and not rule[0](value):
+            yield _Problem(name, f"{name} cannot be {value!r}", f"write {rule[1]}")
     variables = host["variables"]
     if variables.get("testbed_name", testbed) != testbed and not _is_template(variables["testbed_name"]):
         what = f"testbed_name is {variables['testbed_name']!r}, but the folder is called {testbed!r}"
@@ -450,8 +471,9 @@ def _check_type(name: str, value: Any, spec: Mapping[str, Any]) -> Iterator[_Pro
         yield _Problem(name, f"{name} cannot be {value!r}", f"write {expected}")
     elif value not in spec.get("choices", [value]):
         yield _Problem(name, f"{name} cannot be {value!r}", nearest(str(value), spec["choices"]))
-    elif kind in ("int", "float") and value < 0:
-        yield _Problem(name, f"{name} cannot be {value!r}", "write a number that is not negative")
+    elif kind in ("int", "float") and not 0 <= value < math.inf:
+        fix = "write a number that is not negative" if value < 0 else "write a finite number"
+        yield _Problem(name, f"{name} cannot be {value!r}", fix)
     elif kind == "list" and "elements" in spec:
         for index, item in enumerate(value):
             for problem in _check_type(name, item, {"type": spec["elements"]}):
@@ -474,7 +496,19 @@ def _check_network(variables: Mapping[str, Any], is_server: bool) -> Iterator[_P
 
 
 def _is_port(value: Any) -> bool:
-    return str(value).isdecimal() and 0 < int(value) < 65536
+    return bool(re.fullmatch(r"[0-9]{1,5}", str(value))) and 0 < int(value) < 65536
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
+
+
+def _are_arguments(value: Any) -> bool:
+    try:
+        shlex.split(str(value or ""))
+    except ValueError:
+        return False
+    return True
 
 
 def _is_subnet(value: Any) -> bool:
@@ -500,24 +534,24 @@ _KINDS: dict[str, tuple[tuple[type, ...], str]] = {
 }
 _SIZE = (lambda value: bool(_MEMORY.fullmatch(str(value))), "a size with k, m or g, as in 512m or 2g")
 _PORT = (_is_port, "a port from 1 to 65535")
+_PORT_NAME = re.compile(r"ansible_port|testbed_\w+_port")
+_ARGUMENTS = (_are_arguments, "arguments as a shell takes them, with an end to every quote")
 _ADDRESS = (
     lambda value: isinstance(value, str) and is_address(value),
     "an IP address or a host's name alone: no user, port, spaces or path",
 )
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "ansible_host": _ADDRESS,
-    "ansible_port": _PORT,
     "ansible_user": (lambda value: is_user(str(value)), "a login name, as in pi"),
     "testbed_superlink_address": _ADDRESS,
-    "testbed_fleet_port": _PORT,
-    "testbed_registry_port": _PORT,
-    "testbed_metrics_port": _PORT,
+    "testbed_exporter_address": _ADDRESS,
+    **dict.fromkeys(SSH_ARGUMENTS, _ARGUMENTS),
     "testbed_root": (
-        lambda value: bool(re.fullmatch(r"(/[\w.-]+)+", str(value))),
-        "an absolute path of letters, digits, dots, hyphens and underscores",
+        lambda value: bool(re.fullmatch(r"(/(?!\.{1,2}(/|$))[\w.-]+)+", str(value))),
+        "an absolute path of letters, digits, dots, hyphens and underscores, without . and .. as a part",
     ),
     "superlink_max_message": _SIZE,
-    "virtual_device_cpus": (lambda value: isinstance(value, int | float) and value > 0, "a number of cores above 0"),
+    "virtual_device_cpus": (_is_amount, "a number of cores above 0"),
     "virtual_device_memory": _SIZE,
     "virtual_device_subnet": (_is_subnet, "an IPv4 network of /29 or larger, as in 172.28.1.0/24"),
 }
@@ -528,7 +562,7 @@ _ANSIBLES = [
     *("ansible_sftp_extra_args", "ansible_scp_extra_args"),
     *("ansible_ssh_pipelining", "ansible_pipelining", "ansible_ssh_timeout", "ansible_timeout", "ansible_ssh_retries"),
     *("ansible_ssh_transfer_method", "ansible_ssh_use_tty", "ansible_connection_user"),
-    *("ansible_host_key_checking", "ansible_ssh_host_key_checking", "ansible_control_path", "ansible_control_path_dir"),
+    *("ansible_control_path", "ansible_control_path_dir"),
     *("ansible_become_user", "ansible_become_method", "ansible_become_exe", "ansible_become_flags"),
     *("ansible_become_password", "ansible_become_pass", "ansible_sudo_pass", "ansible_sudo_password"),
     *("ansible_python_interpreter", "ansible_shell_type", "ansible_shell_executable"),
@@ -569,7 +603,7 @@ def _checked(at: str, entry: Any, problems: list[_Problem], known: tuple[str, ..
         if key not in known:
             what = f"{at} has an unknown key {key!r}"
             problems.append(_Problem(f"{at}.{key}", what, nearest(str(key), known)))
-        elif key == "speed" and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+        elif key == "speed" and not _is_amount(value):
             problems.append(_Problem(f"{at}.speed", f"speed cannot be {value!r}", "write a number above 0, as in 0.5"))
         elif key == "network":
             problems += _network_problems(f"{at}.network", value)
@@ -624,12 +658,14 @@ def _quantity(limit: str, value: float) -> str:
 
 
 def _check_addresses(names: list[str], hosts: Mapping[str, Any]) -> Iterator[tuple[str, _Problem]]:
-    seen: dict[tuple[str, str], str] = {}
+    """Yield hosts at one address; behind another gate, which SSH's arguments name, it is another host's."""
+    seen: dict[tuple[str, ...], str] = {}
     for name in names:
         variables = hosts[name]["variables"]
         if variables.get("ansible_connection") == "local":
             continue
-        address = (str(variables.get("ansible_host", name)), str(variables.get("ansible_port", 22)))
+        gate = (str(variables.get(argument) or "") for argument in SSH_ARGUMENTS)
+        address = (str(variables.get("ansible_host", name)), str(variables.get("ansible_port", 22)), *gate)
         other = seen.setdefault(address, name)
         if other != name:
             fix = "give each its own; several clients of one device go into testbed_clients"
@@ -645,13 +681,40 @@ def _check_server(groups: Mapping[str, list[str]], hosts: Mapping[str, Any]) -> 
         address = str(own or hosts[server]["variables"].get("ansible_host", server))
         if device == server or _is_template(address):
             continue
-        what = ""
-        if ":" in address:
-            what = f"{address} is IPv6, and Docker on the devices pulls no image from such an address"
-        elif re.fullmatch(r"[^.]+\.local", address):
-            what = f"{address} is a name of mDNS, which containers on the devices cannot look up"
-        if what:
-            yield name, _Problem(at, what, "write an IPv4 address or a name that DNS knows")
+        if what := undialable(address):
+            yield name, _Problem(at, what, DIALABLE)
+
+
+def _check_ports(
+    groups: Mapping[str, list[str]], hosts: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> Iterator[tuple[str, _Problem]]:
+    """Yield ports that a host would publish twice, by what the role check binds there."""
+    server, monitor = (next(iter(groups.get(group, [])), "") for group in ("superlink", "monitoring"))
+    for name in groups.get("testbed", []):
+        variables = hosts[name]["variables"]
+        known = defaults | variables
+        seen: dict[str, str] = {}
+        for variable in (f"testbed_{each}_port" for each in _publishes(name, server, monitor, known)):
+            port = str(known[variable])
+            other = seen.setdefault(port, variable)
+            if other != variable and _is_port(port):
+                at, other = (variable, other) if variable in variables else (other, variable)
+                what = f"{at} is {port}, and so is {other}, which the host publishes too"
+                yield name, _Problem(at, what, "give one of them another port")
+
+
+def _publishes(name: str, server: str, monitor: str, known: Mapping[str, Any]) -> list[str]:
+    """Return what a host has ports for. cAdvisor counts on every host: whether it runs, the host's kernel says."""
+    programs = ["fleet", "registry"] if name == server else []
+    if name == server and monitor not in ("", name):
+        programs.append("metrics")
+    if monitor:
+        programs += ["node_exporter", "cadvisor"]
+    if name == monitor:
+        has_grafana = known["testbed_images_source"] == "upstream" or known.get("images_grafana_archive")
+        watchers = _WATCHERS if has_grafana else _WATCHERS[:1]
+        programs += [*watchers, *(f"{each}_lan" for each in watchers if known["testbed_monitoring_open"] is True)]
+    return programs
 
 
 def _check_unique(clients: list[Client]) -> Iterator[tuple[str, _Problem]]:
@@ -707,16 +770,24 @@ def _specifications() -> dict[str, dict[str, Any]]:
 
 
 def _ask_ansible(folder: Path) -> dict[str, Any]:
-    """Return `inventory_ansible.view` of a folder, made by a process of its own."""
-    process = subprocess.run(
-        [sys.executable, "-P", "-m", "fltestbed.inventory_ansible", str(folder)],
-        env=ansible_environment(),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    if process.returncode:
-        raise RuntimeError(process.stderr)
-    answer: dict[str, Any] = json.loads(process.stdout)
+    """Return `inventory_ansible.view` of a folder, made by a process of its own. Raises InventoryError."""
+    fix = f"ansible-inventory -i {shown(folder)} --list shows more"
+    try:
+        process = subprocess.run(
+            [sys.executable, "-P", "-m", "fltestbed.inventory_ansible", str(folder)],
+            env=ansible_environment(),
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=_PATIENCE,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        what = f"Ansible has not read the folder within {_PATIENCE:g} s, and was ended"
+        raise InventoryError(what, f"a script or a plugin in it takes too long; {fix}") from None
+    try:
+        answer: dict[str, Any] = json.loads(process.stdout)
+    except ValueError:
+        said = process.stderr.strip().splitlines() or [f"it ended with exit code {process.returncode}"]
+        raise InventoryError(f"Ansible cannot read the folder: {said[-1]}", fix) from None
     return answer

@@ -12,15 +12,17 @@ from typing import Any
 
 from fltestbed.paths import content_dir
 
+SSH_ARGUMENTS = ("ansible_ssh_args", "ansible_ssh_common_args", "ansible_ssh_extra_args")
+"""Arguments of ssh, in the order in which Ansible gives them."""
 CONNECTION = (
     "ansible_connection",
     "ansible_host",
     "ansible_port",
     "ansible_user",
     "ansible_ssh_private_key_file",
-    "ansible_ssh_args",
-    "ansible_ssh_common_args",
-    "ansible_ssh_extra_args",
+    "ansible_host_key_checking",
+    "ansible_ssh_host_key_checking",
+    *SSH_ARGUMENTS,
     "ansible_become",
 )
 _ANSIBLES_OWN = (
@@ -90,7 +92,13 @@ def view(folder: str) -> dict[str, Any]:
 
 def dump(folder: str) -> str:
     """Return the view as JSON on one line, without what JSON has no word for, as a date or an encrypted text."""
-    return json.dumps(view(folder), default=lambda value: "<not a text>")
+    return json.dumps(_with_text_keys(view(folder)), default=lambda value: "<not a text>")
+
+
+def _with_text_keys(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _with_text_keys(item) for key, item in value.items()}
+    return [_with_text_keys(item) for item in value] if isinstance(value, list) else value
 
 
 if __name__ == "__main__":

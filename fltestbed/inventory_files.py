@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import ascii_letters
 from typing import TYPE_CHECKING
 
 from fltestbed.findings import Finding
@@ -17,7 +18,7 @@ GROUPS = ("testbed", "superlink", "supernodes", "monitoring")
 _SECTIONS = ("hosts", "vars", "children")
 _VARIABLE_FOLDERS = ("group_vars", "host_vars")
 _YAML = (".yml", ".yaml", ".json")
-_RANGE = re.compile(r"[^\[\]]*\[\w+:\w+(:\d+)?\][^\[\]]*")
+_RANGE = re.compile(r"\[(\d{0,9}|[A-Za-z]):(\d{1,9}|[A-Za-z])(?::0*[1-9]\d{0,8})?\]", re.ASCII)
 
 
 @dataclass
@@ -116,8 +117,16 @@ class _Reader:
             self.refuse(
                 name, f"a host cannot be called {name.value}, which is no text", "use a name that begins with a letter"
             )
-        elif "[" in name.value and not _RANGE.fullmatch(name.value):
+        elif "[" in name.value:
+            self._check_range(name)
+
+    def _check_range(self, name: "yaml.Node") -> None:
+        """Refuse what Ansible does not expand, and what it expands to no host."""
+        bounds = [(begin or "0", end) for begin, end in _RANGE.findall(name.value)]
+        if set("[]") & set(_RANGE.sub("", name.value)) or not all(_are_of_a_kind(*each) for each in bounds):
             self.refuse(name, f"{name.value!r} is no range of hosts", "write it like pi-[1:4], or each host by itself")
+        elif any(_place(begin) > _place(end) for begin, end in bounds):
+            self.refuse(name, f"{name.value!r} is a range that no host is in", "write the lower end first, as in [1:5]")
 
     def _entries(self, node: "yaml.Node", what: str) -> Iterator[tuple["yaml.Node", "yaml.Node"]]:
         """Yield keys and values of a mapping, nothing of an empty node; refuse anything else."""
@@ -132,3 +141,14 @@ class _Reader:
                 )
             else:
                 self.refuse(node, f"{what} must be a mapping, not {node.value!r}", "write `key: value` or nothing")
+
+
+def _are_of_a_kind(begin: str, end: str) -> bool:
+    """Return whether the ends of a range are both letters or both numbers; after a leading 0, of one length."""
+    padded = len(begin) > 1 and begin.startswith("0")
+    return begin.isdigit() == end.isdigit() and (len(begin) == len(end) or not padded)
+
+
+def _place(bound: str) -> int:
+    """Return the place of a range's end in Ansible's order."""
+    return int(bound) if bound.isdigit() else ascii_letters.index(bound)

@@ -2,7 +2,6 @@
 
 import contextlib
 import fcntl
-import getpass
 import select
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from typing import IO
 from fltestbed.errors import Locked
 from fltestbed.inventory import Host
 from fltestbed.paths import state_dir
-from fltestbed.remote import command
+from fltestbed.remote import command, me
 
 _LEASE = 30  # s without a sign of life after which the server host frees the lock
 _ANSWER = 8.0  # s that the server host gets to say whether it has the lock for us
@@ -58,7 +57,7 @@ def whoami() -> str:
     """Return who runs this, for others to read: process, user and machine, since when, command."""
     called = " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
     now = datetime.now().astimezone()
-    return f"process {getpid()} of {getpass.getuser()}@{socket.gethostname()}, since {now:%F %T %z}: {called}"
+    return f"process {getpid()} of {me()}@{socket.gethostname()}, since {now:%F %T %z}: {called}"
 
 
 @contextlib.contextmanager
@@ -70,7 +69,7 @@ def lock(
     A lock goes with the process that holds it, however that ends; on the server host also `lease` seconds after the
     holder's machine was last heard of. Where the server does not answer, `say` tells so and the work goes on.
 
-    Raises Locked, with who holds it since when, when one is at it.
+    Raises Locked, with who holds it since when, when one is at it, and HostsUnreachable where there is no ssh here.
     """
     folder = state_dir(testbed)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -11,8 +11,6 @@ KEYS = ("rate_up", "rate_down", "delay", "jitter", "loss")
 
 _BITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
 _SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
-_BITS = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _UNITS = {"rate_up": _BITS, "rate_down": _BITS, "delay": _SECONDS, "jitter": _SECONDS, "loss": {"%": 0.01}}
 _RATE = ("a rate from 8kbit to 100gbit, as in 500kbit or 5mbit", 8e3, 100e9)
 _TIME = ("a time with us, ms or s, at most 60s, as in 80ms", 0, 60)

@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 
 from fltestbed.errors import InventoryError
 from fltestbed.inventory import is_address, is_name, memory_bytes
+from fltestbed.inventory_files import GROUPS
 from fltestbed.paths import content_dir
 
 if TYPE_CHECKING:
     from fltestbed.population import Device
 
+_GROUPS = (*GROUPS, "all", "ungrouped")
 _LAB_SUBNET = "172.28.1."  # of inventories/virtual
 
 
@@ -129,6 +131,8 @@ def parse_devices(text: str, known: Mapping[str, str]) -> dict[str, str]:
                 f"{word!r} is not a device",
                 "write name=address, as in pi-1=192.0.2.21; names are a to z, 0 to 9 and hyphens",
             )
+        if name in _GROUPS:
+            raise InventoryError(f"{word!r} has the name of a group", f"call it otherwise than {', '.join(_GROUPS)}")
         taken = {**known, **devices}
         if name in taken or address in taken.values():
             raise InventoryError(f"{word!r} has the name or the address of another host", "give each host its own")

@@ -1,10 +1,12 @@
 """Where the playbooks and roles lie, where a testbed's state lies, and how a bare name becomes a file."""
 
+import contextlib
+import errno
 import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -53,7 +55,7 @@ def ansible_environment() -> dict[str, str]:
         name: value for name, value in os.environ.items() if name in _KEPT or name.startswith(("LC_", "PIP_", "XDG_"))
     }
     if vault := os.environ.get("ANSIBLE_VAULT_PASSWORD_FILE"):
-        kept["ANSIBLE_VAULT_PASSWORD_FILE"] = str(Path(vault).expanduser().absolute())
+        kept["ANSIBLE_VAULT_PASSWORD_FILE"] = str(expanded(vault).absolute())
     return kept | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "PWD": str(Path.cwd()),
@@ -80,8 +82,8 @@ def find_inventory(name: str) -> Path:
     Raises InventoryError with the nearest names.
     """
     places = [Path.cwd() / "inventories", content_dir() / "inventories"]
-    for folder in (Path(name).expanduser(), *(place / name for place in places)):
-        if folder.is_dir():
+    for folder in (expanded(name), *(place / name for place in places)):
+        if _is(Path.is_dir, folder):
             return folder.resolve()
     known = {folder.name for place in places if place.is_dir() for folder in place.iterdir() if folder.is_dir()}
     published = content_dir() / "inventories/published"
@@ -97,8 +99,8 @@ def find_experiment(name: str) -> Path:
     Raises ExperimentError with the nearest names.
     """
     known = experiment_files()
-    for file in (Path(name).expanduser(), known.get(name)):
-        if file and file.is_file():
+    for file in (expanded(name), known.get(name)):
+        if file and _is(Path.is_file, file):
             return file.resolve()
     raise ExperimentError(
         f"there is no experiment {name!r}", f"give a file's path or a known name: {nearest(name, known)}"
@@ -122,17 +124,34 @@ def find_run(name: str) -> Path:
         if known:
             return known[max(known)]  # a name begins with the time
         raise ResultsError(f"there is no run in {runs}", "give a run's folder, or go to the folder that has runs/")
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     for place in (folder, runs / name):
         if _is_run(place):
             return place.resolve()
-    if folder.is_dir():
+    if _is(Path.is_dir, folder):
         raise ResultsError(f"{folder} is no run's folder: it has none of {', '.join(_RUN_FILES)}", nearest(name, known))
     raise ResultsError(f"there is no run {name!r}", f"give a folder's path or a known name: {nearest(name, known)}")
 
 
 def _is_run(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _RUN_FILES)
+    return any(_is(Path.is_file, folder / name) for name in _RUN_FILES)
+
+
+def expanded(name: str) -> Path:
+    """Return the path that a user wrote, with the home folder for `~`; `~nobody`, whom there is not, stays."""
+    with contextlib.suppress(RuntimeError):
+        return Path(name).expanduser()
+    return Path(name)
+
+
+def _is(kind: Callable[[Path], bool], path: Path) -> bool:
+    """Return whether a path is of a kind; a name longer than a file's can be is of none."""
+    try:
+        return kind(path)
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

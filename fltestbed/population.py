@@ -249,7 +249,7 @@ def _number(figure: str, quantity: Quantity) -> float:
     """Return a quantity in cores, bytes, bit/s, s, or as a share of 1. Raises InventoryError when it is none."""
     number: float | None
     if figure == "cpus":
-        number = float(quantity) if re.fullmatch(r"\d+(\.\d+)?", str(quantity)) else None
+        number = float(quantity) if re.fullmatch(r"\d{1,9}(\.\d+)?", str(quantity)) else None
     elif figure == "memory":
         number = memory_bytes(quantity)
     else:

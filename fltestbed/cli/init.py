@@ -1,5 +1,6 @@
 """fltestbed init."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,7 @@ import typer
 from click import Choice
 
 from fltestbed.errors import Cancelled, InventoryError
-from fltestbed.inventory import Testbed, is_address, is_user, load, profiles
+from fltestbed.inventory import DIALABLE, Testbed, is_address, is_user, load, profiles, undialable
 from fltestbed.new_inventory import Answers, copy, folder_for, is_virtual, make, parse_devices, populate, templates
 from fltestbed.paths import nearest
 
@@ -50,7 +51,11 @@ def init(
         folder = populate(name, population, scale)
     else:
         folder = copy(name, template, scale) if template else make(name, _ask())
-    testbed = load(folder)
+    try:
+        testbed = load(folder)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
     print(f"{folder}: hosts {len(testbed.hosts)}, clients {len(testbed.clients)}")
     if virtual:
         print(_sum(testbed))
@@ -68,7 +73,7 @@ def _sum(testbed: Testbed) -> str:
 def _ask() -> Answers:
     """Ask for a testbed's hosts. Raises Cancelled."""
     try:
-        server = _prompt("server's address", "", _address)
+        server = _prompt("server's address", "", _server)
         user = _prompt("user that SSH logs in as", "pi", _user)
         devices = _prompt(
             "devices, as in pi-1=192.0.2.21 pi-2=192.0.2.22", "", lambda text: parse_devices(text, {"server": server})
@@ -92,9 +97,11 @@ def _prompt(question: str, default: str, parse: Callable[[str], T]) -> T:
             print(f"{error.message}: {error.hint}", file=sys.stderr)
 
 
-def _address(text: str) -> str:
+def _server(text: str) -> str:
     if not is_address(text):
         raise InventoryError(f"{text!r} is not an address", "write an IP address or a host's name alone")
+    if why := undialable(text):
+        raise InventoryError(why, DIALABLE)
     return text
 
 

@@ -36,11 +36,18 @@ def revoke(
         raise InventoryError(f"the testbed {testbed.name} has no device or client {device!r}", hint)
     with alone(testbed):
         if undo:
-            certificates.readmit(pki, names)
-            print(f"{', '.join(names)}: the next up makes a new key")
+            if marked := [name for name in names if name in held]:
+                certificates.readmit(pki, marked)
+                print(f"{', '.join(marked)}: the next up makes a new key")
+            else:
+                print(f"{', '.join(names)}: not revoked, and nothing was changed; {_listed(held)}")
             return
         confirm(f"Shut {', '.join(names)} out of the testbed {testbed.name}?", yes)
         certificates.revoke(pki, names)
         options = Options(verbose=verbose, become_password=ask_password(ask_become_pass))
         play("revoke", testbed.path, options, {"superlink_revoked": names}).require_success()
         print(f"{', '.join(names)}: SuperLink refuses the key; take it out of the inventory before the next up")
+
+
+def _listed(held: set[str]) -> str:
+    return f"revoked are {', '.join(sorted(held))}" if held else "no key of this testbed is revoked"

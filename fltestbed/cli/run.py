@@ -22,7 +22,7 @@ from fltestbed.cli._render import Rows, cell, show, table
 from fltestbed.cli._verbs import Options, alone, ask_password, play
 from fltestbed.errors import Cancelled, ExperimentError, FltestbedError, RunFailed
 from fltestbed.inventory import Testbed, load
-from fltestbed.paths import content_dir, find_experiment, find_inventory, runs_dir
+from fltestbed.paths import content_dir, expanded, find_experiment, find_inventory, runs_dir
 from fltestbed.runner import Event, RunResult
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def _check_name(name: str) -> str:
 def absolute(setting: str) -> str:
     """Return a setting whose path, which is relative to the working directory, became absolute."""
     key, _, path = setting.partition("=")
-    return f"{key}={Path(path).expanduser().absolute()}" if key == "data.path" else setting
+    return f"{key}={expanded(path).absolute()}" if key == "data.path" else setting
 
 
 def run(

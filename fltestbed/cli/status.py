@@ -36,12 +36,13 @@ def status(
     Of each client: the limits that the inventory asks for, those that the kernel enforces, and its SuperNode's state.
     """
     testbed = load(find_inventory(inventory))
+    pki = state_dir(testbed.name) / "pki"
+    held = [each.row() for each in certificates(pki)]
     result = play(
         "status", testbed.path, Options(limit=limit, verbose=verbose, become_password=ask_password(ask_become_pass))
     )
     answers = result.results("testbed_status")
-    pki = state_dir(testbed.name) / "pki"
-    parts = rows(testbed, answers, revoked(pki)) | {"certificates": [each.row() for each in certificates(pki)]}
+    parts = rows(testbed, answers, revoked(pki)) | {"certificates": held}
     show(parts, output)
     require_health(testbed, parts, answers)
     result.require_success()
@@ -90,7 +91,6 @@ def require_health(testbed: Testbed, parts: Mapping[str, Rows], answers: Results
     Hosts that did not answer are left out, and so is what a condition explains.
     """
     changed = [each for answer in answers.values() for each in answer["conditions"]]
-    stopped_clients = [each["client"] for each in changed if each["kind"] in ("pause", "kill")]
     stopped_clients = [each["client"] for each in changed if each["kind"] in ("pause", "kill")]
     stopped = {service for client in stopped_clients for service in client_services(client)}
     throttled = {each["client"]: each["parameters"] for each in changed if each["kind"] == "throttle"}

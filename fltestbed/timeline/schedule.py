@@ -13,6 +13,7 @@ from fltestbed import experiment
 from fltestbed.conditions import Action, Target, targets
 from fltestbed.errors import ConditionError, ExperimentError
 from fltestbed.inventory import Testbed
+from fltestbed.paths import expanded
 from fltestbed.plan import Plan
 from fltestbed.timeline.schema import CUTS, Churn, Diurnal, Event, Markov, Timeline, Trace
 
@@ -225,7 +226,7 @@ class _Expansion:
 
     def _traced(self, of: str, churn: Trace) -> Iterator[tuple[str, float, float]]:
         """Yield when each device is offline by a trace: the device, from and to, in s; to infinity where it stays."""
-        path = self._place.folder / Path(churn.file).expanduser()
+        path = self._place.folder / expanded(churn.file)
         try:
             states = _read_trace(path)
         except ValueError as error:

@@ -1,6 +1,7 @@
 """Inventories and experiments that make no sense: what is said of each, once, before any host is touched."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -54,7 +55,57 @@ def beside(name: str, content: str) -> dict[str, str]:
 
 SERVER = "        server: {ansible_host: 192.0.2.10}\n"
 NAME_OR_ADDRESS = "write an IPv4 address or a name that DNS knows"
+MONITORED = HOSTS + "    monitoring: {hosts: {server: }}\n"
+WATCHED = HOSTS + "    monitoring: {hosts: {watch: {ansible_host: 192.0.2.30}}}\n"
+ALONE = "testbed: {children: {superlink: {hosts: {pc: {ansible_host: localhost}}}, supernodes: {hosts: {pc: }}}}\n"
+ANOTHER_PORT = "give one of them another port"
 BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
+    # Ports
+    (
+        pi("testbed_grafana_port: 70000"),
+        "lab/hosts.yml:9: pi-2: testbed_grafana_port cannot be 70000",
+        "write a port from 1 to 65535",
+    ),
+    (
+        pi("testbed_prometheus_lan_port: 0"),
+        "lab/hosts.yml:9: pi-2: testbed_prometheus_lan_port cannot be 0",
+        "write a port from 1 to 65535",
+    ),
+    (
+        beside("group_vars/testbed.yml", "testbed_fleet_port: 5000\n"),
+        "lab/group_vars/testbed.yml:1: server: testbed_fleet_port is 5000, and so is testbed_registry_port, which the "
+        "host publishes too",
+        ANOTHER_PORT,
+    ),
+    (
+        {"hosts.yml": MONITORED, "group_vars/testbed.yml": "testbed_node_exporter_port: 7\ntestbed_cadvisor_port: 7\n"},
+        "lab/group_vars/testbed.yml:2: server: testbed_cadvisor_port is 7, and so is testbed_node_exporter_port, which "
+        "the host publishes too",
+        ANOTHER_PORT,
+    ),
+    (
+        {"hosts.yml": WATCHED, "host_vars/server.yml": "testbed_metrics_port: 9092\n"},
+        "lab/host_vars/server.yml:1: server: testbed_metrics_port is 9092, and so is testbed_fleet_port, which the "
+        "host publishes too",
+        ANOTHER_PORT,
+    ),
+    (
+        {"hosts.yml": MONITORED, "group_vars/monitoring.yml": "testbed_prometheus_port: 9092\n"},
+        "lab/group_vars/monitoring.yml:1: server: testbed_prometheus_port is 9092, and so is testbed_fleet_port, which "
+        "the host publishes too",
+        ANOTHER_PORT,
+    ),
+    # The server's address
+    (
+        change(SERVER, SERVER.replace("192.0.2.10", "localhost")),
+        "lab/hosts.yml:5: server: localhost is every machine's own address, and a device that dials it reaches itself",
+        NAME_OR_ADDRESS,
+    ),
+    (
+        pi("testbed_superlink_address: 127.0.1.1"),
+        "lab/hosts.yml:9: pi-2: 127.0.1.1 is every machine's own address, and a device that dials it reaches itself",
+        NAME_OR_ADDRESS,
+    ),
     (
         change(SERVER, SERVER.replace("192.0.2.10", "laptop.local")),
         "lab/hosts.yml:5: server: laptop.local is a name of mDNS, which containers on the devices cannot look up",
@@ -140,6 +191,12 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
         beside("host_vars/pi-1.yml", "testbed_clients:\n  - cpus: 1\n  - cpus: 1\n    memory: lots\n"),
         "lab/host_vars/pi-1.yml:4: pi-1: memory cannot be 'lots'",
         "write a size of at least 6m, with k, m or g, as in 512m or 2g",
+    ),
+    (
+        pi("testbed_client: {2024-05-01: new card}"),
+        "lab/hosts.yml:9: pi-2: testbed_client has an unknown key '2024-05-01'",
+        "known are batch_size, cpus, data, data_fraction, deadline, learning_rate, local_epochs, memory, "
+        "participation, width",
     ),
     # Profiles
     (
@@ -249,6 +306,11 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
         "write a number of cores above 0",
     ),
     (
+        pi("supernode_superexec_poll_interval: .inf"),
+        "lab/hosts.yml:9: pi-2: supernode_superexec_poll_interval cannot be inf",
+        "write a finite number",
+    ),
+    (
         pi("virtual_device_subnet: 172.28.1.0/99"),
         "lab/hosts.yml:9: pi-2: virtual_device_subnet cannot be '172.28.1.0/99'",
         "write an IPv4 network of /29 or larger, as in 172.28.1.0/24",
@@ -353,6 +415,11 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
         "mend the template, or write the value itself",
     ),
     (
+        pi("ansible_ssh_common_args: '-J gate', ansible_ssh_extra_args: '-o ProxyCommand=\"ssh gate'"),
+        "lab/hosts.yml:9: pi-2: ansible_ssh_extra_args cannot be '-o ProxyCommand=\"ssh gate'",
+        "write arguments as a shell takes them, with an end to every quote",
+    ),
+    (
         pi("ansible_user: -oProxyCommand=reboot"),
         "lab/hosts.yml:9: pi-2: ansible_user cannot be '-oProxyCommand=reboot'",
         "write a login name, as in pi",
@@ -365,7 +432,7 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
     (
         pi("testbed_root: /opt/$(reboot)"),
         "lab/hosts.yml:9: pi-2: testbed_root cannot be '/opt/$(reboot)'",
-        "write an absolute path of letters, digits, dots, hyphens and underscores",
+        "write an absolute path of letters, digits, dots, hyphens and underscores, without . and .. as a part",
     ),
     # Data that wants to be run
     (
@@ -429,6 +496,16 @@ BAD_INVENTORIES: list[tuple[dict[str, str], str, str]] = [
         change("pi-2:", "'pi-[2:':"),
         "lab/hosts.yml:9: 'pi-[2:' is no range of hosts",
         "write it like pi-[1:4], or each host by itself",
+    ),
+    (
+        change("pi-2:", "'pi-[a:3]':"),
+        "lab/hosts.yml:9: 'pi-[a:3]' is no range of hosts",
+        "write it like pi-[1:4], or each host by itself",
+    ),
+    (
+        change("pi-2: {ansible_host: 192.0.2.22}", "'pi-[5:2]':"),
+        "lab/hosts.yml:9: 'pi-[5:2]' is a range that no host is in",
+        "write the lower end first, as in [1:5]",
     ),
     (
         change("pi-2:", "superlink:"),
@@ -649,6 +726,29 @@ BAD_EXPERIMENTS: list[tuple[str, str, str]] = [
         "mine.yml:3: train: fednova counts the steps of SGD, and train.optimizer is adam",
         "write train.optimizer: sgd, or another strategy",
     ),
+    *(
+        (
+            f"name: mine\nstrategy: {{name: {name}, eta_l: 0.1}}",
+            "mine.yml:2: strategy.eta_l: no such key",
+            "take it out: the clients' learning rate is train.learning_rate",
+        )
+        for name in ("fedadagrad", "fedadam", "fedyogi")
+    ),
+    (
+        "name: mine\ntrain:\n  schedule: {name: step, factor: 2}",
+        "mine.yml:3: train.schedule.factor: cannot be 2",
+        "write a number of at most 1",
+    ),
+    (
+        "name: mine\ntrain: {schedule: {name: cosine, every: 2}}",
+        "mine.yml:2: train.schedule.every: no such key",
+        "take it out, or choose the name that it belongs to",
+    ),
+    (
+        "name: mine\ntrain: {schedule: {factor: 0.5}}",
+        "mine.yml:2: train.schedule: has no name",
+        "add one, as in {name: cosine}",
+    ),
     ("name: mine\ntrain: {width: 0}", "mine.yml:2: train.width: cannot be 0", "write a number above 0"),
     (
         "name: mine\ntrain: {width: 0.5}",
@@ -808,6 +908,31 @@ def test_an_experiment_is_refused_with_one_message(text: str, says: str, fix: st
             "bulyan needs 7 clients a round .4 x num_malicious_nodes . 3., and 6 are asked",
         ),
         (
+            "strategy: {name: krum, num_malicious_nodes: 1}",
+            5,
+            4,
+            "strategy: krum needs 5 clients a round .2 x num_malicious_nodes . 3., and 4 are asked",
+        ),
+        ("strategy: {name: krum}", 3, 2, "krum needs 3 clients a round"),
+        (
+            "strategy: {name: multikrum, num_malicious_nodes: 1, fraction_train: 0.5}",
+            10,
+            9,
+            "multikrum needs 5 clients a round .2 x num_malicious_nodes . 3., and 4 are asked",
+        ),
+        (
+            "strategy: {name: multikrum, num_nodes_to_select: 6}",
+            6,
+            5,
+            "strategy.num_nodes_to_select: is 6, but a round asks 5 clients",
+        ),
+        (
+            "strategy: {name: fedtrimmedavg, fraction_train: 0.5}",
+            10,
+            9,
+            "strategy.beta: 0.2 of the 4 clients that a round asks is not one, and nothing would be left out",
+        ),
+        (
             "privacy: {name: server-adaptive}",
             11,
             10,
@@ -839,6 +964,17 @@ def test_the_deviation_that_is_proposed_is_taken(tmp_path: Path) -> None:
     )
     assert caught.value.hint == "write privacy.clipped_count_stddev: 1, or lower privacy.noise_multiplier"
     experiment.load(Path("mine.yml"), ["privacy.clipped_count_stddev=1"]).require_clients([{}])
+
+
+@pytest.mark.parametrize("clients", range(1, 200))
+def test_the_share_to_leave_out_that_is_proposed_is_taken(clients: int) -> None:
+    wanted = experiment.FedTrimmedAvg(name="fedtrimmedavg", beta=1e-4)
+    with pytest.raises(ExperimentError) as caught:
+        wanted.require_asked(clients)
+    proposed = [float(number) for number in re.findall(r"(0\.\d+) or more", caught.value.hint)]
+    assert len(proposed) == (clients > 2), "nothing less than a half leaves one out of two"
+    for beta in (*proposed, 0.0):
+        experiment.FedTrimmedAvg(name="fedtrimmedavg", beta=beta).require_asked(clients)
 
 
 def test_a_client_that_trains_a_part_of_the_model_needs_a_strategy_for_it(tmp_path: Path) -> None:
@@ -877,6 +1013,79 @@ def test_a_warning_does_not_stop(ansible: Any, tmp_path: Path, monkeypatch: pyte
     folder = write(tmp_path / "lab", {"hosts.yml": hosts})
     assert [finding.severity for finding in inventory.findings(folder)] == ["warning"]
     assert [host.name for host in inventory.load(folder).hosts] == ["server", "pi-1", "pi-2"]
+
+
+@pytest.mark.parametrize(
+    ("files", "devices"),
+    [
+        (
+            change("pi-2: {ansible_host: 192.0.2.22}", "rack[1:2]-pi[2:3]:"),
+            ["pi-1", "rack1-pi2", "rack1-pi3", "rack2-pi2", "rack2-pi3"],
+        ),
+        (change("pi-2: {ansible_host: 192.0.2.22}", "pi-0[:1]:"), ["pi-1", "pi-00", "pi-01"]),
+        (pi("notes: {2024-05-01: new card, true: [{2024-05-02: old card}]}"), ["pi-1", "pi-2"]),
+        (
+            {
+                "hosts.yml": HOSTS.replace("192.0.2.22", "192.0.2.21"),
+                "host_vars/pi-1.yml": "ansible_ssh_common_args: -J gate-1\n",
+                "host_vars/pi-2.yml": "ansible_ssh_common_args: -J gate-2\n",
+            },
+            ["pi-1", "pi-2"],
+        ),
+        ({"hosts.yml": ALONE}, ["pc"]),
+        (beside("group_vars/testbed.yml", "testbed_fleet_port: 9100\ntestbed_grafana_port: 5000\n"), ["pi-1", "pi-2"]),
+        (
+            {
+                "hosts.yml": MONITORED,
+                "group_vars/testbed.yml": "testbed_metrics_port: 9092\ntestbed_grafana_port: 9090\n"
+                "testbed_prometheus_lan_port: 5000\n",
+            },
+            ["pi-1", "pi-2"],
+        ),
+    ],
+)
+def test_what_only_looks_wrong_is_taken(
+    files: dict[str, str], devices: list[str], ansible: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory, "_ask_ansible", ansible)
+    testbed = inventory.load(write(tmp_path / "lab", files))
+    assert [device.name for device in testbed.devices] == devices
+
+
+PORTS = [name for name in inventory._shared_defaults() if name.startswith("testbed_") and name.endswith("_port")]
+
+
+@pytest.mark.parametrize("name", PORTS)
+def test_every_port_is_compared_with_those_of_its_host(
+    name: str, ansible: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inventory, "_ask_ansible", ansible)
+    other = "testbed_cadvisor_port" if name == "testbed_node_exporter_port" else "testbed_node_exporter_port"
+    open_to_all = "testbed_monitoring_open: true\ntestbed_images_source: upstream\n"
+    files = {"hosts.yml": WATCHED, "group_vars/testbed.yml": f"{open_to_all}{name}: 7000\n{other}: 7000\n"}
+    found = inventory.findings(write(tmp_path / "lab", files))
+    assert found
+    assert all(name in finding.what and other in finding.what and "7000" in finding.what for finding in found)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("pi-[1:3]", "pi-[01:12]", "pi-[:3]", "pi-[1:9:4]", "pi-[a:c]", "pi-[a:C]", "a[1:2]b[x:z]c", "pi-[1:1]"),
+        *("pi-[5:1]", "pi-[c:a]", "pi-[C:a]", "a[1:2]b[2:1]", "pi-[1:3:0]", "pi-[1:]", "pi-[:]", "pi-[1]", "pi-[1:2"),
+        *("pi-[01:3]", "pi-[a:3]", "pi-[1:c]", "pi-[:c]", "pi-[1-3]", "pi-[1:2]]", "pi-[[1:2]:3]", "pi-[1:2:3:4]"),
+    ],
+)
+def test_a_range_is_one_where_ansible_makes_hosts_of_it(name: str, tmp_path: Path) -> None:
+    from ansible.errors import AnsibleError
+    from ansible.plugins.inventory import expand_hostname_range
+
+    try:
+        hosts = expand_hostname_range(name)
+    except (AnsibleError, ValueError):
+        hosts = []
+    files = inventory.read(write(tmp_path / "lab", change("pi-2:", f"'{name}':")))
+    assert bool(files.findings) is not (bool(hosts) and "]" not in hosts[0])
 
 
 @pytest.fixture(scope="module")

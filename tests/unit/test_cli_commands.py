@@ -238,9 +238,13 @@ def test_revoke_marks_first_and_up_refuses_until_it_is_undone(cli: Cli) -> None:
         0,
         "pi-1: SuperLink refuses the key; take it out of the inventory before the next up\n",
     )
+    assert cli("revoke", "--undo", "pi-2")[:2] == (0, "pi-2: not revoked, and nothing was changed; revoked are pi-1\n")
+    assert (pki / "revoked").read_text() == "pi-1\n"
     code, _, err = cli("revoke", "pi-11", "--yes")
     assert code == 3 and "did you mean pi-1" in err
     assert cli("revoke", "--undo", "pi-1")[:2] == (0, "pi-1: the next up makes a new key\n")
+    _, out, _ = cli("revoke", "--undo", "pi-1")
+    assert out == "pi-1: not revoked, and nothing was changed; no key of this testbed is revoked\n"
     assert cli("up")[0] == 0
 
 
@@ -416,53 +420,118 @@ def test_a_run_that_did_not_finish_exits_with_7_and_shows_what_it_has(cli: Cli) 
 SWEPT = """
 sys.path.insert(0, params['b'])
 from pathlib import Path
-from fltestbed import experiment
-plan, folder = params['a'], Path(params['c'])
-wanted = experiment.load(Path(plan['file']), plan['settings'])
-clients = [{'device': name, 'client': name} for name in ('pi-1', 'pi-2')]
-if wanted.train.batch_size == 16 and not Path('mended').exists():
+from fltestbed import paths, plan
+given, folder = params['a'], Path(params['c'])
+wanted = plan.resolve(Path(given['file']), given['settings'], app=None, content_dir=paths.content_dir())
+lock = plan.prepare(wanted, given['clients'], cache_dir=paths.cache_dir(), calibration=Path('none'))
+lock |= {'testbed': 'virtual', 'clients': given['clients'], 'test_set': lock['test_set']['sha256']}
+if wanted.experiment.train.batch_size == 16 and not Path(given['mended']).exists():
     status = {'status': 'failed', 'reason': 'too small', 'updated': '2026-01-01T10:00:02.000+00:00'}
     (folder / 'run.json').write_text(json.dumps(status))
-(folder / 'experiment.json').write_text(json.dumps({'experiment': wanted.model_dump(), 'clients': clients}))
+(folder / 'lock.json').write_text(json.dumps(lock))
 result = {}
 """
 
 
-def test_a_sweep_runs_what_is_not_finished_and_compares(cli: Cli) -> None:
+@pytest.fixture
+def sweep(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """Return a function that sweeps an experiment, whose lines it takes, on clients with so many cores."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    write_idx(tmp_path / "fltestbed/data/fashion-mnist", train=1000, test=50)
     cli.module("testbed_run", RUN)
-    cli.module("testbed_experiment", SWEPT.replace("Path('mended')", f"Path('{cli.cwd}/mended')"))
-    call = {
-        "a": {"file": "{{ experiment_file }}", "settings": "{{ experiment_settings }}"},
-        "b": str(cli.content.parent.parent),
-        "c": "{{ runs_dir }}/{{ run_name }}",
-    }
-    python = {"ansible_python_interpreter": "{{ ansible_playbook_python }}"}
-    plan = {"name": "Plan", "testbed_experiment": call, "vars": python}
-    cli.playbook("run", training(1, 2), plan, hosts="superlink")
-    file = cli.content / "experiments" / "many.yml"
-    file.write_text("name: many\nrounds: 2\nseed: 7\nsweep: {train.batch_size: [16, 32]}\nrepeats: 2\n")
+    cli.module("testbed_experiment", SWEPT)
 
-    code, out, err = cli("sweep", "many", "--format", "json")
+    def start(text: str, *args: str, cpus: float = 1, lost: str = "none") -> tuple[int, str, str]:
+        names = ("pi-1", "pi-2")
+        hosts = {name: sized(cpus) for name in names}
+        children = {"superlink": {"hosts": {"server": None}}, "supernodes": {"hosts": hosts}}
+        cli.inventory({"testbed": {"vars": {"ansible_connection": "local"}, "children": children}})
+        each = {"cpus": cpus, "memory": 2**30, "settings": {}, "data": None}
+        call = {
+            "a": {
+                "file": "{{ experiment_file }}",
+                "settings": "{{ experiment_settings }}",
+                "clients": [{"device": name, "client": name, **each} for name in names],
+                "mended": str(cli.cwd / "mended"),
+            },
+            "b": str(cli.content.parent.parent),
+            "c": "{{ runs_dir }}/{{ run_name }}",
+        }
+        python = {"ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+        away = {"ansible_connection": f"{{{{ 'ssh' if inventory_hostname == '{lost}' else 'local' }}}}"}
+        look = shell("true", name="Look", vars=away | {"ansible_host": "127.0.0.1", "ansible_port": 1})
+        plays = [
+            ("superlink", [look] if lost == "server" else []),
+            ("superlink", [training(1, 2), {"name": "Plan", "testbed_experiment": call, "vars": python}]),
+            ("all", [look]),
+        ]
+        content = [{"hosts": group, "gather_facts": False, "tasks": tasks} for group, tasks in plays]
+        (cli.content / "playbooks" / "run.yml").write_text(json.dumps(content))
+        (cli.content / "experiments" / "many.yml").write_text(f"name: many\nrounds: 2\nseed: 7\n{text}\n")
+        return cli("sweep", "many", "--format", "json", *args)
+
+    return start
+
+
+def test_a_sweep_runs_what_is_not_finished_and_compares(cli: Cli, sweep: Callable[..., tuple[int, str, str]]) -> None:
+    text = "sweep: {train.batch_size: [16, 32]}\nrepeats: 2"
+    code, out, err = sweep(text)
     assert code == 7, err
     assert "run 2 of 4 (train.batch_size 16, seed 8): begins" in err
     assert err.count("error: the run is failed: too small") == 2
-    assert "hint: the same command runs again what has failed" in err
+    assert "hint: the same command runs what is not finished" in err
     assert [(row["train.batch_size"], row["seed"]) for row in json.loads(out)["runs"]] == [(32, 7), (32, 8)]
 
     (cli.cwd / "mended").touch()
-    code, out, err = cli("sweep", "many", "--format", "json", "--output", "many.html")
+    code, out, err = sweep(text, "--output", "many.html")
     assert code == 0, err
     assert (err.count(": begins"), err.count(": finished already")) == (2, 2)
     rows = json.loads(out)["runs"]
     assert [(row["train.batch_size"], row["seed"]) for row in rows] == [(16, 7), (16, 8), (32, 7), (32, 8)]
     assert rows[0]["run"].endswith("-many-1")
     assert rows[0]["accuracy"] == 0.8
+    repeats = json.loads(out)["repeats"]
+    assert [(row["train.batch_size"], row["n"], row["reached_0.8"]) for row in repeats] == [(16, 2, 2), (32, 2, 2)]
+    assert (repeats[0]["accuracy_mean"], repeats[0]["accuracy_sd"], "seed" in repeats[0]) == (0.8, 0, False)
     assert (cli.cwd / "many.html").exists()
     assert len(list((cli.cwd / "runs").iterdir())) == 6
 
+    assert ": begins" in sweep("sweep: {train.batch_size: [32]}", cpus=0.5)[2]  # other limits, another run
     code, _, err = cli("run", "many")
     assert code == 3
     assert "is of many runs" in err
+
+
+def test_a_device_that_is_lost_after_a_run_does_not_lose_it(sweep: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, err = sweep("sweep: {rounds: [2, 3]}", lost="pi-2")
+    assert code == 0, err
+    assert err.count("1 of 3 hosts cannot be reached") == 2
+    assert "warning: run 2 of 2 (rounds 3): finished all the same, and counts" in err
+    assert [row["rounds"] for row in json.loads(out)["runs"]] == [2, 2]
+
+
+def test_a_sweep_ends_where_the_server_is_lost_and_shows_what_it_has(
+    sweep: Callable[..., tuple[int, str, str]],
+) -> None:
+    assert sweep("sweep: {seed: [1]}")[0] == 0
+    code, out, err = sweep("sweep: {seed: [1, 2, 3]}", lost="server")
+    assert code == 7
+    assert [row["seed"] for row in json.loads(out)["runs"]] == [1]
+    assert "error: run 2 of 3 (seed 2): 1 of 1 hosts cannot be reached\n1 more were not begun" in err
+    assert "run 3 of 3 (seed 3): begins" not in err
+
+
+def test_combinations_that_cannot_be_keep_no_other_from_running(sweep: Callable[..., tuple[int, str, str]]) -> None:
+    text = "sweep: {model: [vgg-11, cnn], partitioner: [{name: n-labels, labels: 1}, {name: iid}]}"
+    code, out, err = sweep(text)
+    assert code == 7, err
+    assert [(row["model"], row["partitioner"]) for row in json.loads(out)["runs"]] == [("cnn", '{"name": "iid"}')]
+    assert err.index("run 2 of 4 (model vgg-11") < err.index(": begins")
+    assert err.count(": model: vgg-11 takes 32 at least a side") == 4  # as it is found, and at the end
+    assert 'run 3 of 4 (model cnn, partitioner {"name": "n-labels", "labels": 1}): error: ' in err
+    code, out, err = sweep("sweep: {model: [vgg-11, lstm]}")
+    assert (code, out) == (3, "")
+    assert err.startswith("error: setting 'model=\"vgg-11\"': model: vgg-11 takes 32")
 
 
 def test_ctrl_c_in_a_run_stops_it_and_keeps_what_is_there(cli: Cli) -> None:
@@ -520,3 +589,13 @@ def test_status_shows_all_and_tells_with_5_or_6_what_is_wrong(cli: Cli) -> None:
     assert code == 6
     assert out.startswith("HOSTS\nhost    os  arch  docker\nserver  -   -     -\n")
     assert "error: 3 of 3 hosts cannot be reached" in err
+
+
+def test_status_names_a_certificate_that_is_damaged(cli: Cli) -> None:
+    pki = cli.cwd / ".fltestbed" / "virtual" / "pki"
+    pki.mkdir(parents=True)
+    (pki / "server.crt").write_text("-----BEGIN CERTIFICATE-----\n")
+    code, out, err = cli("status")
+    assert (code, out) == (10, "")
+    assert f"error: this machine's files: {pki}/server.crt is damaged" in err
+    assert "hint: bring it back from a backup; or remove it" in err

@@ -1,5 +1,6 @@
 """fltestbed init: what it writes is a testbed as it stands."""
 
+import importlib
 import os
 import pty
 import subprocess
@@ -110,9 +111,25 @@ def test_an_interrupted_copy_leaves_nothing(tmp_path: Path, monkeypatch: pytest.
     assert not list((tmp_path / "inventories").iterdir())
 
 
+@pytest.mark.parametrize("error", [InventoryError("no"), KeyboardInterrupt()])
+def test_a_folder_that_is_no_testbed_is_not_left(
+    error: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        assert (folder / "hosts.yml").exists()
+        raise error
+
+    command = importlib.import_module("fltestbed.cli.init")
+    monkeypatch.setattr(command, "load", fail)
+    with pytest.raises(type(error)):
+        command.init("lab", "single-host")
+    assert not list((tmp_path / "inventories").iterdir())
+
+
 def test_questions_are_asked_on_a_terminal(tmp_path: Path) -> None:
     """Wrong answers are asked again; `null` is a name like any other."""
-    answers = ["192.0.2.10:22", "192.0.2.10", "", "pi-1", "pi-1=192.0.2.21, null=192.0.2.22", "rpi9", "rpi5", ""]
+    answers = ["192.0.2.10:22", "laptop.local", "2001:db8::10", "localhost", "192.0.2.10", ""]
+    answers += ["pi-1", "monitoring=192.0.2.21", "pi-1=192.0.2.21, null=192.0.2.22", "rpi9", "rpi5", ""]
     terminal, theirs = pty.openpty()
     with subprocess.Popen([*PROGRAM, "lab"], stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)
@@ -126,7 +143,15 @@ def test_questions_are_asked_on_a_terminal(tmp_path: Path) -> None:
     os.close(terminal)
     text = said.decode()
     assert process.returncode == 0, text
-    for line in ("'192.0.2.10:22' is not an address", "'pi-1' is not a device", "there is no profile 'rpi9'"):
+    for line in (
+        "'192.0.2.10:22' is not an address",
+        "laptop.local is a name of mDNS",
+        "2001:db8::10 is IPv6",
+        "localhost is every machine's own address",
+        "'pi-1' is not a device",
+        "'monitoring=192.0.2.21' has the name of a group",
+        "there is no profile 'rpi9'",
+    ):
         assert line in text
     testbed = inventory.load(tmp_path / "inventories" / "lab")
     assert testbed.server.connection == {"ansible_host": "192.0.2.10", "ansible_user": "pi"}
@@ -134,11 +159,15 @@ def test_questions_are_asked_on_a_terminal(tmp_path: Path) -> None:
         ("pi-1", "192.0.2.21"),
         ("null", "192.0.2.22"),
     ]
-    assert [client["memory"] for client in testbed.clients] == [7936 * 1024**2] * 2
+    assert [client["memory"] for client in testbed.clients] == [6912 * 1024**2] * 2
 
 
 @pytest.mark.parametrize(
-    "text", ["pi-1", "Pi=192.0.2.1", "pi-1=192.0.2.300", "a=192.0.2.1 a=192.0.2.2", "b=192.0.2.10", ""]
+    "text",
+    [
+        *("pi-1", "Pi=192.0.2.1", "pi-1=192.0.2.300", "a=192.0.2.1 a=192.0.2.2", "b=192.0.2.10", ""),
+        *(f"{group}=192.0.2.1" for group in ("testbed", "superlink", "supernodes", "monitoring", "all", "ungrouped")),
+    ],
 )
 def test_devices_that_cannot_be_meant(text: str) -> None:
     with pytest.raises(InventoryError):

@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from fltestbed import inventory, inventory_stamp
-from fltestbed.errors import InventoryError
+from fltestbed.errors import ExperimentError, InventoryError, ResultsError
 from fltestbed.inventory import load, resolve_clients
 from fltestbed.new_inventory import templates
-from fltestbed.paths import ansible_environment, find_inventory
+from fltestbed.paths import ansible_environment, find_experiment, find_inventory, find_run
 
 PROFILES = {"rpi4": {"cpus": 4, "memory": "3840m", "source": "brief"}, "rpi3": {"cpus": 4, "memory": "768m"}}
 
@@ -83,6 +83,13 @@ def test_memory_units_are_dockers(memory: str | int, in_bytes: int) -> None:
         ({"cpus": 0}, "cpus cannot be 0", "0.5 or 4"),
         ({"cpus": True}, "cpus cannot be True", "0.5 or 4"),
         ({"cpus": "nan"}, "cpus cannot be 'nan'", "0.5 or 4"),
+        ({"cpus": 10**400}, "cpus cannot be 1000", "0.5 or 4"),
+        ({"memory": "9" * 310}, "memory cannot be '999", "512m or 2g"),
+        ({"memory": 10**310}, "memory cannot be 1000", "512m or 2g"),
+        ({"batch_size": "1e400"}, "batch_size cannot be '1e400'", "whole number"),
+        ({"batch_size": float("inf")}, "batch_size cannot be inf", "whole number"),
+        ({"local_epochs": float("nan")}, "local_epochs cannot be nan", "whole number"),
+        ({"learning_rate": "1e400"}, "learning_rate cannot be '1e400'", "above 0"),
         ({"batch_size": 0.5}, "batch_size cannot be 0.5", "whole number"),
         ({"learning_rate": 0}, "learning_rate cannot be 0", "above 0"),
         ({"data_fraction": 1.5}, "data_fraction cannot be 1.5", "at most 1"),
@@ -172,6 +179,38 @@ def test_a_missing_folder_is_told_with_the_nearest_names(monkeypatch: pytest.Mon
     assert "did you mean attic?" in caught.value.hint
 
 
+@pytest.mark.parametrize("name", ["~no-such-user", "~no-such-user/lab", "a" * 256])
+def test_a_name_that_no_folder_can_have_is_told_as_any_other(name: str) -> None:
+    for find, error in ((find_inventory, InventoryError), (find_experiment, ExperimentError), (find_run, ResultsError)):
+        with pytest.raises(error, match="there is no"):
+            find(name)
+
+
+@pytest.mark.parametrize(
+    ("script", "message", "hint"),
+    [
+        ("exec sleep 60", "Ansible has not read the folder within 0.2 s, and was ended", "takes too long; ansible-"),
+        ("echo 'ValueError: odd' >&2; exit 1", "Ansible cannot read the folder: ValueError: odd", ""),
+        ("kill -9 $$", "Ansible cannot read the folder: it ended with exit code -9", "ansible-inventory -i lab"),
+    ],
+)
+def test_what_keeps_ansible_from_answering_is_said(
+    script: str, message: str, hint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write(tmp_path / "lab", {"pi-1": None})
+    program = tmp_path / "python"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    monkeypatch.setattr(inventory, "_PATIENCE", 0.2 if "sleep" in script else 60)
+    with pytest.raises(InventoryError) as caught:
+        load(folder)
+    assert caught.value.message == f"lab: {message}"
+    assert hint in caught.value.hint
+    [finding] = inventory.findings(folder)
+    assert (finding.where, finding.what) == ("lab", message)
+
+
 @pytest.mark.parametrize("name", templates())
 def test_the_inventories_that_come_with_the_program_are_testbeds(name: str) -> None:
     assert load(find_inventory(name)).clients
@@ -195,6 +234,8 @@ def test_a_profiles_network_is_in_force_where_the_inventory_says_so(tmp_path: Pa
     ("entry", "said"),
     [
         ({"speed": 0}, "speed cannot be 0"),
+        ({"speed": float("inf")}, "speed cannot be inf"),
+        ({"speed": True}, "speed cannot be True"),
         ({"network": "fast"}, "network cannot be 'fast'"),
         ({"network": {"rate": "5mbit"}}, "there is no 'rate' of a network"),
         ({"network": {"delay": "5"}}, "delay cannot be '5'"),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fltestbed.errors import Locked
+from fltestbed.errors import HostsUnreachable, Locked
 from fltestbed.inventory import Host
 from fltestbed.lock import lock
 from fltestbed.paths import state_dir
@@ -122,3 +122,13 @@ def test_the_lock_on_the_server_ends_when_its_holder_is_silent(name: str, tmp_pa
 def test_a_server_that_does_not_answer_stops_nobody(name: str) -> None:
     (said,) = get(name, GONE)
     assert "server does not answer" in said
+
+
+def test_without_ssh_here_there_is_no_lock_and_none_is_left(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(HostsUnreachable, match="no program ssh"):
+        patch.setenv("PATH", str(tmp_path))
+        with lock(name, GONE):
+            raise AssertionError("it went on")
+    assert get(name) == []

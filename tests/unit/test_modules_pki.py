@@ -13,7 +13,7 @@ from ansible_modules import load, run
 from cryptography.hazmat.primitives import serialization
 
 from fltestbed.certificates import certificates, due, readmit, require_admitted, revoke, revoked
-from fltestbed.errors import InventoryError
+from fltestbed.errors import DiskError, InventoryError
 
 NAMES = ["superlink", "localhost", "127.0.0.1", "192.0.2.10"]
 pki = load("modules", "testbed_pki")
@@ -186,6 +186,24 @@ def test_a_damaged_file_is_an_error_and_is_not_replaced(tmp_path: Path, name: st
     assert answer["failed"]
     assert str(tmp_path) in answer["msg"] and "backup" in answer["msg"]
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["ca.crt", "server.crt"])
+def test_a_damaged_certificate_is_named_and_made_anew_once_it_is_removed(tmp_path: Path, name: str) -> None:
+    make(tmp_path)
+    before = contents(tmp_path)
+    (tmp_path / name).write_bytes(before[name][:100])
+    with pytest.raises(DiskError) as caught:
+        certificates(tmp_path)
+    assert str(tmp_path / name) in caught.value.message
+    assert "remove it, and the next fltestbed up makes it anew" in caught.value.hint
+    assert due(tmp_path)
+    (tmp_path / name).unlink()
+    assert due(tmp_path)
+    assert make(tmp_path)["made"] == [name]
+    after = contents(tmp_path)
+    assert {each for each in after if after[each] != before[each]} == {name}
+    assert verifies(tmp_path)
 
 
 def test_no_secret_is_in_the_answer(tmp_path: Path) -> None:

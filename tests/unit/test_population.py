@@ -78,16 +78,16 @@ def test_profiles_are_drawn_by_weight_with_their_speed_and_network() -> None:
     counts = {name: sum(each.profile == name for each in found) for name in ("rpi3", "rpi4")}
     assert counts["rpi3"] == pytest.approx(150, abs=20) and sum(counts.values()) == 200
     slow, fast = (next(each for each in found if each.profile == name) for name in ("rpi3", "rpi4"))
-    assert (slow.cpus, slow.memory, fast.cpus, fast.memory) == (2.56, "768m", 4, "3840m")
+    assert (slow.cpus, slow.memory, fast.cpus, fast.memory) == (2.56, "512m", 4, "3200m")
     assert slow.network == {"rate_up": "300mbit", "rate_down": "300mbit"}
     assert found[0].name == "device-001"
 
 
 def test_scale_goes_down_to_what_a_client_needs_and_says_so() -> None:
     [each] = devices("devices: 1\nprofiles: {rpi3: 1}", scale=0.03)
-    assert (each.cpus, each.memory, each.clipped) == (0.1, "512m", {"cpus": "0.077", "memory": "23m"})
+    assert (each.cpus, each.memory, each.clipped) == (0.1, "512m", {"cpus": "0.077", "memory": "15m"})
     [each] = devices("devices: 1\nprofiles: {rpi4: 1}", scale=0.25)
-    assert (each.cpus, each.memory, each.clipped) == (1, "960m", {})
+    assert (each.cpus, each.memory, each.clipped) == (1, "800m", {})
 
 
 def test_a_jitter_is_at_most_the_delay() -> None:

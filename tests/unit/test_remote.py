@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from fltestbed.errors import HostsUnreachable
 from fltestbed.inventory import Host
-from fltestbed.remote import command, stream
+from fltestbed.lock import whoami
+from fltestbed.remote import command, stream, tunnel
 
 HERE = Host("server", {"ansible_connection": "local", "ansible_become": False})
 
@@ -51,6 +53,46 @@ def test_a_host_without_an_address_is_reached_by_its_name() -> None:
 )
 def test_commands_run_as_root_as_the_playbooks_do(variables: dict[str, object], remote: str) -> None:
     assert command(Host("pi-1", variables), ["id"])[-1] == remote
+
+
+@pytest.mark.parametrize(
+    ("variables", "checks"),
+    [
+        ({}, True),
+        ({"ansible_host_key_checking": True}, True),
+        ({"ansible_host_key_checking": False}, False),
+        ({"ansible_host_key_checking": "no"}, False),
+        ({"ansible_ssh_host_key_checking": False}, False),
+        ({"ansible_host_key_checking": False, "ansible_ssh_host_key_checking": True}, True),
+    ],
+)
+def test_host_keys_are_checked_unless_the_inventory_says_no(variables: dict[str, object], checks: bool) -> None:
+    more = {"ansible_ssh_args": "-F none", "ansible_ssh_common_args": "-o StrictHostKeyChecking=accept-new"}
+    argv = command(Host("pi-1", variables | more), ["id"])
+    off = [] if checks else ["-o", "StrictHostKeyChecking=no"]
+    assert argv[: 5 + len(off)] == ["ssh", "-F", "none", *off, "-o", "StrictHostKeyChecking=accept-new"]
+
+
+def test_a_machine_without_ssh_is_told_which_package_it_lacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for start in (lambda host: command(host, ["id"]), lambda host: tunnel(host, 1, 2)):
+        with pytest.raises(HostsUnreachable, match="pi-1 cannot be reached: this machine has no program ssh") as caught:
+            start(Host("pi-1"))
+        assert "openssh-client" in caught.value.hint
+    assert command(HERE, ["id"]) == ["id"]
+
+
+def test_a_user_without_a_name_is_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_entry(uid: int) -> None:
+        raise KeyError(uid)
+
+    for variable in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", no_entry)
+    assert f" of uid {os.getuid()}@" in whoami()
+    argv = command(Host("pi-1", {"ansible_become": "no"}), ["id"])
+    assert argv[-3:] == ["--", "pi-1", "id"] and "-l" not in argv
+    assert command(HERE, ["id"]) == ["id"]
 
 
 def test_a_followed_command_ends_with_its_connection() -> None:

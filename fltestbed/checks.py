@@ -3,6 +3,7 @@
 docs/reference-checks.md lists every check.
 """
 
+import platform
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from fltestbed.findings import Finding
 Answers = Mapping[str, Mapping[str, Any]]
 """What the module testbed_check returned, by host."""
 
-BETWEEN_HOSTS = ("clock", "identity")
+BETWEEN_HOSTS = ("clock", "identity", "build")
 """Checks that compare hosts; the rest is the module's."""
 
 _AHEAD, _BEHIND = 5.0, 305.0  # seconds; Flower refuses a device that is further off the server
@@ -73,15 +74,19 @@ _PRIVILEGE = r"sudo: |[Mm]issing sudo password|not in the sudoers|[Bb]ecome|Inco
 _INTERPRETER = r"interpreter .*not found|python\S*: (not found|No such file)|No python interpreters found"
 
 
-def host_findings(answers: Answers, server: str) -> list[Finding]:
-    """Return all that is wrong with the hosts that answered, by host. `server` is the server's name."""
+def host_findings(answers: Answers, server: str, server_clock: Mapping[str, float] | None = None) -> list[Finding]:
+    """Return all that is wrong with the hosts that answered, by host. `server` is the server's name.
+
+    `server_clock` is what is known of its clock where it is not among the answers: `least` and `most`, in seconds ahead
+    of the controller's.
+    """
     found = [
         Finding(row["severity"], host, row["where"], row["what"], row["fix"])
         for host, answer in answers.items()
         for row in answer["findings"]
         if not row["refused"] or server in answers  # else nobody listened
     ]
-    found += [*_clocks(answers, server), *_identities(answers)]
+    found += [*_clocks(answers, server, server_clock), *_identities(answers), *_builds(answers)]
     stand_in = answers.get(server, {})
     if stand_in.get("listener") and stand_in["facts"]["ufw"]:
         found = [_past_ufw(finding) if finding.where == "server" else finding for finding in found]
@@ -138,15 +143,23 @@ def _past_ufw(finding: Finding) -> Finding:
     return replace(finding, severity="warning", what=what)
 
 
-def _clocks(answers: Answers, server: str) -> Iterator[Finding]:
-    """Yield clocks that are surely off: bounds are compared, so that a slow call is no false alarm."""
+def _clocks(answers: Answers, server: str, server_clock: Mapping[str, float] | None) -> Iterator[Finding]:
+    """Yield clocks that are surely off: bounds are compared, so that a slow call is no false alarm.
+
+    A device's is compared with the server's; where nothing is known of that, with the controller's, and that it is off
+    is a warning then.
+    """
     clocks = {
         host: (answer["clock"]["least"], answer["clock"]["most"])
         for host, answer in answers.items()
         if "clock" in answer
     }
+    if server_clock:
+        clocks.setdefault(server, (server_clock["least"], server_clock["most"]))
     base_least, base_most = clocks.get(server, (0.0, 0.0))
-    for host, (least, most) in clocks.items():
+    other = "server's" if server in clocks else "controller's"
+    for host in answers.keys() & clocks.keys():
+        least, most = clocks[host]
         fix = (
             "its clock is that of the machine outside: set it there"
             if answers[host]["facts"]["is_container"]
@@ -166,17 +179,16 @@ def _clocks(answers: Answers, server: str) -> Iterator[Finding]:
         if low < _DRIFT and high > -_DRIFT:
             continue
         off = (low + high) / 2
-        said = f"the clock is {_span(off)} {'ahead of' if off > 0 else 'behind'} the "
+        base = "controller's" if host == server else other
+        said = f"the clock is {_span(off)} {'ahead of' if off > 0 else 'behind'} the {base}"
         if host == server:
-            what = said + "controller's: times in logs and results of the two do not fit together"
+            what = said + ": times in logs and results of the two do not fit together"
             yield Finding("warning", host, "clock", what, fix)
-        elif low > _AHEAD or high < -_BEHIND:
+        elif server in clocks and (low > _AHEAD or high < -_BEHIND):
             limit = f"{_AHEAD:g} s ahead" if off > 0 else f"{_BEHIND:g} s behind"
-            yield Finding(
-                "error", host, "clock", said + f"server's, and Flower refuses a device more than {limit}", fix
-            )
+            yield Finding("error", host, "clock", said + f", and Flower refuses a device more than {limit}", fix)
         else:
-            what = said + "server's: times in the results mislead, and Flower refuses a device that drifts further"
+            what = said + ": times in the results mislead, and Flower refuses a device that is far off its server"
             yield Finding("warning", host, "clock", what, fix)
 
 
@@ -227,6 +239,32 @@ def _identities(answers: Answers) -> Iterator[Finding]:
                     f"{host} and {hosts[0]} both call themselves {hostname}: names in the network and prompts mislead",
                     f"there: hostnamectl set-hostname {host}",
                 )
+
+
+def _builds(answers: Answers) -> Iterator[Finding]:
+    """Yield what keeps images from being built: on the builder, and on the first host of each other architecture."""
+    first: dict[str, str] = {}
+    for host, answer in answers.items():
+        if answer["facts"].get("build"):
+            first.setdefault(answer["facts"]["arch"], host)
+    for arch, host in first.items():
+        builder = answers[host]["facts"]["build"]["builder"]
+        if builder in answers and answers[builder]["facts"]["arch"] == arch:
+            host = builder
+        elif builder not in answers and (builder != "localhost" or platform.machine() == arch):
+            continue  # it is not known, or it is this machine
+        facts = answers[host]["facts"]
+        free, needed = facts["disk_free_mb"], facts["build"]["mb"]
+        if free < needed:
+            what = f"{free} MB are free for Docker's images, and to build the testbed's for {arch} takes {needed} MB"
+            yield Finding("error", host, "build", what, "free some, or name another machine in images_builder")
+        for url, reason in facts["build"]["silent"].items():
+            what = f"the testbed's images are to be built here for {arch}, and {url} cannot be reached: {reason}"
+            fix = (
+                "mend the host's network, DNS or proxy, or name a mirror that it reaches in images_debian_mirror, "
+                "or another machine in images_builder"
+            )
+            yield Finding("error", host, "build", what, fix)
 
 
 def _groups(answers: Answers, *keys: str) -> Iterable[tuple[tuple[str, ...], list[str]]]:

@@ -106,7 +106,8 @@ class RunResult:
                 f"{count} cannot be reached", errors, "check power, network and ansible_host; the same command goes on"
             )
         if all(host.preflight for host in failed):
-            raise PreflightError(f"{count} cannot be used as they are", errors, "nothing was changed there")
+            hint = "nothing was deployed on those that a check refused; the same command goes on"
+            raise PreflightError(f"{count} cannot be used as they are", errors, hint)
         raise HostsFailed(f"{count} failed", errors, "mend the cause; the same command goes on from there")
 
 

@@ -1,5 +1,6 @@
 """From a command's options to a playbook's run, with its progress shown."""
 
+import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -12,7 +13,9 @@ import typer
 from fltestbed.cli._progress import Progress, recap
 from fltestbed.errors import Cancelled
 from fltestbed.inventory import Testbed
+from fltestbed.inventory_files import shown
 from fltestbed.lock import lock
+from fltestbed.paths import state_dir
 from fltestbed.runner import Event, RunResult, run_playbook
 
 
@@ -62,6 +65,21 @@ def play(
 def alone(testbed: Testbed) -> AbstractContextManager[None]:
     """Hold the testbed's lock, here and on its server host; what is odd about it is said. Raises Locked."""
     return lock(testbed.name, testbed.server, say=lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def say_left_behind(testbed: Testbed) -> None:
+    """Say which hosts a deployment was recorded for that the inventory has no more, unless under another name."""
+    files = {file.stem: file for file in sorted((state_dir(testbed.name) / "hosts").glob("*.json"))}
+    machines = {name: json.loads(file.read_text(encoding="utf-8")).get("machine") for name, file in files.items()}
+    names = {host.name for host in testbed.hosts}
+    here = {machine for name, machine in machines.items() if name in names and machine}
+    for name in files.keys() - names:
+        if machines[name] not in here:
+            print(
+                f"{name} is not in the inventory any more, and what was deployed there is still there. Put it back for "
+                f"fltestbed down --purge --limit {name}; or, if the device is gone, remove {shown(files[name])}",
+                file=sys.stderr,
+            )
 
 
 def confirm(question: str, yes: bool) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fltestbed.cli._options import DEFAULT_INVENTORY, AskBecomePass, Check, Diff, Inventory, Limit, Verbose, Yes
-from fltestbed.cli._verbs import Options, alone, ask_password, confirm, play
+from fltestbed.cli._verbs import Options, alone, ask_password, confirm, play, say_left_behind
 from fltestbed.errors import HostError, HostsError
 from fltestbed.inventory import load
 from fltestbed.paths import find_inventory, state_dir
@@ -21,6 +21,10 @@ def down(
     purge: Annotated[
         bool,
         typer.Option("--purge", help="Put the hosts back as they were before the first up."),
+    ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Remove a testbed of this name even if others deployed it, or its keys are lost."),
     ] = False,
     yes: Yes = False,
     limit: Limit = "",
@@ -40,7 +44,8 @@ def down(
     confirm(f"{question}?", yes or check)
     options = Options(limit, "", check, diff, verbose, ask_password(ask_become_pass))
     with alone(testbed):
-        result = play("down", testbed.path, options, {"host_purge": purge}, line=kept)
+        result = play("down", testbed.path, options, {"host_purge": purge, "host_force": force}, line=kept)
+        say_left_behind(testbed)
         try:
             result.require_success()
         except HostsError as error:

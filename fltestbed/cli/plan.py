@@ -7,7 +7,7 @@ import typer
 
 from fltestbed.cli._options import DEFAULT_INVENTORY, AskBecomePass, Format, Inventory, Limit, OutputFormat, Verbose
 from fltestbed.cli._render import show
-from fltestbed.cli._verbs import Options, ask_password, play
+from fltestbed.cli._verbs import Options, ask_password, play, say_left_behind
 from fltestbed.cli.run import absolute
 from fltestbed.inventory import Testbed, load
 from fltestbed.paths import cache_dir, content_dir, find_experiment, find_inventory
@@ -57,6 +57,7 @@ def plan(
         show(steps, output)
     else:
         print(explain(steps))
+    say_left_behind(testbed)
     result.require_success()
 
 

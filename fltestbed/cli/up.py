@@ -4,7 +4,7 @@ import sys
 
 from fltestbed.certificates import require_admitted
 from fltestbed.cli._options import DEFAULT_INVENTORY, AskBecomePass, Check, Diff, Inventory, Limit, Tags, Verbose
-from fltestbed.cli._verbs import Options, alone, ask_password, play
+from fltestbed.cli._verbs import Options, alone, ask_password, play, say_left_behind
 from fltestbed.inventory import load
 from fltestbed.paths import find_inventory, state_dir
 from fltestbed.runner import Event, RunResult
@@ -30,6 +30,7 @@ def up(
         result = play("up", testbed.path, options, line=reason)
     if not tags and (rest := unfinished(result)):
         print(f"not done: {', '.join(rest)}, as others failed before; the next up does it", file=sys.stderr)
+    say_left_behind(testbed)
     result.require_success()
 
 

@@ -10,6 +10,7 @@ description:
     is due), and gives the hash to the module of this name. C(pki) is the folder of the keys. C(inputs), which a
     comparison returned, is given when the state is recorded.
   - A host on which anything differs joins the group C(testbed_unsettled).
+  - Adds C(clock), how far the host's clock is ahead of the controller's at C(least) and at C(most), in seconds.
 options: {}
 author: fltestbed authors
 """
@@ -17,6 +18,7 @@ author: fltestbed authors
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -46,9 +48,12 @@ class ActionModule(ActionBase):
         pki = Path(arguments.pop("pki"))
         renew_days = self._templar.template((task_vars or {}).get("certificates_renew_days", RENEW_DAYS))
         arguments["inputs"] = _hash([inputs, _contents([pki]), due(pki, renew_days)])
+        before = time.time()
         result |= self._execute_module(
             module_name="testbed_settled", module_args=arguments, task_vars=task_vars, wrap_async=False
         )
+        if now := result.pop("now", None):
+            result["clock"] = {"least": now - time.time(), "most": now - before}
         result["inputs"] = inputs
         if result.get("settled") is False:
             result |= {"add_group": "testbed_unsettled", "parent_groups": ["all"]}

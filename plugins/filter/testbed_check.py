@@ -12,7 +12,8 @@ def check_errors(hosts: list[str], hostvars: Mapping[str, Any], server: str) -> 
     """Return, by host, the errors among the findings and how to mend them, in words."""
     answers = {host: hostvars[host]["__check"] for host in hosts if "findings" in hostvars[host].get("__check", {})}
     errors: dict[str, list[str]] = {}
-    for finding in host_findings(answers, server):
+    server_clock = hostvars[server].get("__testbed_settled", {}).get("clock")
+    for finding in host_findings(answers, server, server_clock):
         if finding.severity == "error":
             errors.setdefault(finding.host, []).append(f"{finding.where}: {finding.what}. To mend it: {finding.fix}.")
     return errors

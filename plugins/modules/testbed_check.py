@@ -24,6 +24,14 @@ options:
     description: The testbed's Compose project, whose containers may hold the ports.
     type: str
     required: true
+  owner:
+    description: The id of whose testbed this is; the folder of another one is an error.
+    type: str
+    default: ""
+  network:
+    description: The network condition that the inventory gives the host, in bit/s, seconds and shares of 1.
+    type: dict
+    default: {}
   clients:
     description: The host's clients, each with C(client), C(cpus) in cores, C(memory) in bytes and C(data), a path, or
       null.
@@ -64,6 +72,16 @@ options:
     default: []
   cadvisor:
     description: C(port) that cAdvisor will use, and C(cgroups), the versions of control groups with which it runs.
+    type: dict
+    default: {}
+  dials:
+    description: Whom a container of this host dials, by name or address.
+    type: dict
+    default: {}
+  build:
+    description: Architectures of which an image is to be built, each with the C(mb) of disk that it takes, C(debian),
+      whether out of Debian's packages, C(mirror), a file of those, empty for apt's own mirrors, and what else is to be
+      told again.
     type: dict
     default: {}
   address:
@@ -113,7 +131,8 @@ listener:
   returned: always
   type: int
 facts:
-  description: What the host is, and what tells it from others.
+  description: What the host is, and what tells it from others. C(build) is, where an image is to be built for its
+    architecture, what I(build) says of it, with C(silent), why the mirror cannot be reached, by its address; else null.
   returned: always
   type: dict
 """
@@ -122,6 +141,7 @@ import time
 
 STARTED = time.time()
 
+import ipaddress
 import os
 import platform
 import re
@@ -132,9 +152,11 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testbed_conditions import Refused, addresses_of, interface_to, require_shapable
 from ansible.module_utils.testbed_docker import EngineUnreachable, get
 from ansible.module_utils.testbed_holders import (
     PACKAGE_LOCKS,
@@ -143,17 +165,19 @@ from ansible.module_utils.testbed_holders import (
     process,
     socket_holder,
 )
-from ansible.module_utils.testbed_host import DAEMON_JSON, cgroup, docker, free_mb, operating_system
+from ansible.module_utils.testbed_host import DAEMON_JSON, cgroup, docker, free_mb, operating_system, places
+from ansible.module_utils.testbed_in_force import InForce
+from ansible.module_utils.testbed_root import objection
 
 MB = 2**20
 LEAST_PYTHON = (3, 9)
-DOCKER_DIR = Path("/var/lib/docker")
 USERLAND = Path("/bin/sh")
 MODULES = Path("/lib/modules")
 CGROUP = Path("/sys/fs/cgroup")
 CMDLINES = (Path("/boot/firmware/cmdline.txt"), Path("/boot/cmdline.txt"))
 DPKG_UPDATES = Path("/var/lib/dpkg/updates")
 UFW = Path("/etc/ufw/ufw.conf")
+NAMES = Path("/etc/hosts")
 BUILD_DIR = Path("/var/tmp/fltestbed")  # noqa: S108 a folder of roles/images, made by root
 DAY = 86400
 PACKAGED = {"debian": ("12", "13"), "ubuntu": ("22.04", "24.04")}
@@ -183,7 +207,7 @@ class Host:
             self.docker, self.images = docker()
         except ValueError as problem:
             self.daemon_json_error = str(problem)
-            self.docker, self.images = {"version": None, "compose": None, "running": False}, {}
+            self.docker, self.images = {"version": None, "compose": None, "running": False} | places({}, {}), {}
         self.unserved = []
         self.listener = None
 
@@ -386,13 +410,37 @@ def readable(path, uid):
     return True
 
 
+def check_folder(host):
+    if wrong := objection(host.params["root"], host.params["owner"]):
+        yield error(*wrong)
+
+
+def check_network(host):
+    """Try what testbed_network needs, on an interface made for that."""
+    if not host.params["network"]:
+        return
+    try:
+        ours = {"shape", "network"} & InForce(host.params["project"]).read().keys()
+        for interface in {interface_to(address) for address in addresses_of(host.params["address"])}:
+            require_shapable(interface, host.params["network"], ours)
+    except Refused as problem:
+        yield error(
+            f"testbed_network cannot be put in force: {problem}",
+            "bring what is missing (on Ubuntu's kernels for clouds: apt-get install linux-modules-extra-$(uname -r)), "
+            "or take testbed_network from this host",
+        )
+
+
 def check_disk(host):
     need = host.params["disk_mb"]
-    at_docker = need["data"]
-    at_docker += 0 if any(tag.startswith("fltestbed/app:") for tag in host.images) else need["image"]
-    at_docker += 0 if host.docker["version"] else need["packages"]
+    at = [(host.docker["folder"], need["data"]), (host.params["root"], need["data"])]
+    if not any(tag.startswith("fltestbed/app:") for tag in host.images):
+        at.append((host.docker["image_folder"], need["image"]))
+    if not host.docker["version"]:
+        at.append(("/usr", need["packages"]))
     wanted = {}
-    for path, megabytes in ((DOCKER_DIR, at_docker), (Path(host.params["root"]), need["data"])):
+    for path, megabytes in at:
+        path = Path(path)
         while not path.exists():
             path = path.parent
         wanted.setdefault(path.stat().st_dev, [path, 0])[1] += megabytes
@@ -597,6 +645,11 @@ def mirrors():
         r"^'(https?://[^/']+)(/[^']*InRelease)'", says("apt-get", "--print-uris", "update"), re.MULTILINE
     ):
         asked.setdefault(url[0], "".join(url))
+    return silent_ones(asked), list(asked)
+
+
+def silent_ones(asked):
+    """Return why files cannot be reached the way that apt takes, by what stands for them: `asked` has their URLs."""
     proxies = urllib.request.getproxies()
     for scheme in ("http", "https"):
         own = re.match(r"P='(.*)'", says("apt-config", "shell", "P", f"Acquire::{scheme}::Proxy"))
@@ -612,7 +665,7 @@ def mirrors():
                 silent[base] = f"{problem.code} {problem.reason}"
         except OSError as problem:
             silent[base] = str(getattr(problem, "reason", problem))
-    return silent, list(asked)
+    return silent
 
 
 def leftovers():
@@ -732,6 +785,52 @@ def connect(address, port):
     return None
 
 
+def check_names(host):
+    """A container asks DNS alone: neither mDNS, nor this host's own list of names, nor anybody's ~/.ssh/config."""
+    dials = host.params["dials"]
+    with ThreadPoolExecutor(16) as pool:
+        found = dict(zip(dials, pool.map(resolve, dials.values())))
+    for name, (known, address) in found.items():
+        if not known:
+            yield warning(
+                f"Prometheus, in a container here, cannot look up {dials[name]}, by which it would dial {name}, and "
+                "would never see that device",
+                f"give {name} an address that DNS knows or an IP address in the inventory, as in "
+                f"testbed_exporter_address: {address or '192.0.2.21'}; SSH goes on as before",
+            )
+
+
+def resolve(name):
+    """Return whether a container can look a name up, and the IP address that this host finds, if any."""
+    try:
+        return True, str(ipaddress.ip_address(name))
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(name, None)
+    except OSError:
+        return False, ""
+    address = min(found, key=lambda each: each[0] != socket.AF_INET)[4][0]
+    own = [word.lower() for line in lines(NAMES) for word in line.partition("#")[0].split()[1:]]
+    return not (re.fullmatch(r"[^.]+\.local\.?", name, re.IGNORECASE) or name.lower() in own), address
+
+
+def lines(path):
+    return path.read_text(errors="replace").splitlines() if path.is_file() else []
+
+
+def build(host):
+    """Return what a build of images for this architecture meets here; None where none is to be built."""
+    wanted = host.params["build"].get(platform.machine())
+    if not wanted:
+        return None
+    silent, mirror = {}, wanted["mirror"]
+    if wanted["debian"] and not any(tag.startswith("fltestbed/proxy:") for tag in host.images):
+        silent, asked = (silent_ones({mirror: mirror}), [mirror]) if mirror else mirrors()
+        silent = silent if len(silent) == len(asked) else {}
+    return wanted | {"silent": silent}
+
+
 # In this order: `server` opens the ports that `ports` found free.
 CHECKS = {
     "root": check_root,
@@ -742,11 +841,14 @@ CHECKS = {
     "CPU": check_cpu,
     "memory": check_memory,
     "data": check_data,
+    "folder": check_folder,
     "disk": check_disk,
     "ports": check_ports,
     "Docker": check_docker,
     "packages": check_packages,
+    "network": check_network,
     "leftovers": check_leftovers,
+    "names": check_names,
     "server": check_server,
 }
 FIXES = {"control groups": fix_cgroups, "leftovers": fix_leftovers, "clock": fix_clock}
@@ -757,6 +859,8 @@ def main():
         argument_spec={
             "root": {"type": "path", "required": True},
             "project": {"type": "str", "required": True},
+            "owner": {"type": "str", "default": ""},
+            "network": {"type": "dict", "default": {}},
             "clients": {"type": "list", "elements": "dict", "default": []},
             "uid": {"type": "int", "default": 10001},
             "architectures": {"type": "list", "elements": "str", "required": True},
@@ -767,6 +871,8 @@ def main():
             "serve": {"type": "list", "elements": "int", "default": []},
             "bind": {"type": "list", "elements": "int", "default": []},
             "cadvisor": {"type": "dict", "default": {}},
+            "dials": {"type": "dict", "default": {}},
+            "build": {"type": "dict", "default": {}},
             "address": {"type": "str", "default": ""},
             "reach": {"type": "list", "elements": "int", "default": []},
             "wait": {"type": "int", "default": 120},
@@ -793,7 +899,8 @@ def main():
         "cgroup": host.cgroup["version"],
         "cpus": host.cpus,
         "memory": host.memory,
-        "disk_free_mb": free_mb(DOCKER_DIR),
+        "disk_free_mb": free_mb(Path(host.docker["image_folder"])),
+        "build": build(host),
         "is_container": host.is_container,
         "ufw": UFW.is_file() and "ENABLED=yes" in UFW.read_text(),
         "hostname": socket.gethostname(),

@@ -15,6 +15,9 @@ options:
   testbed:
     description: Testbed that comes to this host. Starts the record.
     type: str
+  root:
+    description: The testbed's folder, which is made, as the testbed's own, where there is none.
+    type: path
   paths:
     description: Files and folders about to be made.
     type: list
@@ -56,11 +59,14 @@ record:
 """
 
 import copy
+import os
 import time
+from pathlib import Path
 
 from ansible.module_utils import testbed_record
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testbed_docker import EngineUnreachable, get
+from ansible.module_utils.testbed_root import FILES, OWNER, is_foreign
 
 
 def units(module):
@@ -135,10 +141,19 @@ def merged(options, more):
     return both
 
 
+def claim(root):
+    """Mark a testbed's folder before anything is brought there."""
+    root.mkdir(mode=0o755, parents=True, exist_ok=True)
+    if not is_foreign(root) and not (root / OWNER).exists() and not (root / FILES).exists():
+        (root / FILES).write_text("[]")
+
+
 def main():
+    os.umask(0o022)  # what runs in containers as another user reads the folder too
     module = AnsibleModule(
         argument_spec={
             "testbed": {"type": "str"},
+            "root": {"type": "path"},
             "paths": {"type": "list", "elements": "path", "default": []},
             "folders": {"type": "list", "elements": "path", "default": []},
             "packages": {"type": "list", "elements": "str", "default": []},
@@ -176,7 +191,7 @@ def main():
         made = [path for path in params[kind] if testbed_record.state_of(path) == "absent"]
         record[kind] += [path for path in made if path not in record[kind]]
     if params["packages"]:
-        for name, found in zip(("packages", "upgraded"), new_packages(module, params["packages"]), strict=True):
+        for name, found in zip(("packages", "upgraded"), new_packages(module, params["packages"])):
             record[name] += [package for package in found if package not in record[name]]
     for image in params["images"]:
         try:
@@ -188,6 +203,8 @@ def main():
     record["daemon_options"] = merged(record["daemon_options"], params["daemon_options"])
     if record != before:
         testbed_record.write(record)
+    if params["root"]:
+        claim(Path(params["root"]))
     module.exit_json(changed=record != before, record=record)
 
 

@@ -58,6 +58,14 @@ HASH = "com.docker.compose.config-hash"
 SERVICE = "com.docker.compose.service"
 
 
+def hashes(module, services):
+    """Return Compose's hash of each service; None for all where Compose is still to be installed."""
+    if module.get_bin_path("docker") is None or module.run_command(["docker", "compose", "version"])[0]:
+        return dict.fromkeys(services)
+    words = compose_says(module, "--hash", "*")
+    return dict(zip(words[::2], words[1::2]))
+
+
 def compose_says(module, *arguments):
     command = ["docker", "compose", "--file", "-", "--project-name", module.params["project"]]
     command += ["--project-directory", module.params["root"], "config", *arguments]
@@ -92,7 +100,7 @@ def main():
     try:
         held = {tag for image in get("/images/json") for tag in image["RepoTags"] or []}
         there = {container["Labels"][SERVICE]: container for container in containers(module.params["project"])}
-        wanted = dict(zip(*[iter(compose_says(module, "--hash", "*"))] * 2, strict=True))
+        wanted = hashes(module, services)
     except EngineUnreachable:
         held, there, wanted = set(), {}, dict.fromkeys(services)
     found = [

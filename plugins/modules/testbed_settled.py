@@ -26,6 +26,10 @@ options:
     description: Hash of what the host's state is made from.
     type: str
     required: true
+  owner:
+    description: The id of whose testbed this is.
+    type: str
+    required: true
   paths:
     description: Further files and folders that belong to the state.
     type: list
@@ -58,6 +62,14 @@ changed_services:
   returned: always
   type: list
   elements: str
+now:
+  description: The host's time, in seconds since 1970.
+  returned: always
+  type: float
+objection:
+  description: What speaks against deploying to I(root), and what to do; empty where nothing does.
+  returned: always
+  type: str
 conditions:
   description: The conditions in force, the inventory's own too, as M(testbed_conditions) says them.
   returned: always
@@ -72,12 +84,14 @@ ansible_facts:
 import hashlib
 import json
 import os
+import time
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testbed_docker import EngineUnreachable, containers, inspect
 from ansible.module_utils.testbed_host import cgroup
 from ansible.module_utils.testbed_in_force import InForce
+from ansible.module_utils.testbed_root import objection
 
 RECORD = ".fltestbed-settled.json"
 # What runs and their data change below the testbed's folder.
@@ -189,6 +203,7 @@ def main():
             "root": {"type": "path", "required": True},
             "project": {"type": "str", "required": True},
             "inputs": {"type": "str", "required": True},
+            "owner": {"type": "str", "required": True},
             "paths": {"type": "list", "elements": "path", "default": []},
             "network": {"type": "dict", "default": {}},
             "state": {"choices": ["compared", "recorded"], "default": "compared"},
@@ -198,8 +213,10 @@ def main():
     record = Path(module.params["root"]) / RECORD
     # As testbed_probe says it, for those who need it of a host that is left alone.
     result = {"changed": False, "ansible_facts": {"testbed_kind": {"arch": os.uname().machine, "cgroup": cgroup()}}}
-    result |= {"settled": False, "differences": [], "changed_services": [], "conditions": []}
+    result |= {"now": time.time(), "settled": False, "objection": ""}
+    result |= {"differences": [], "changed_services": [], "conditions": []}
     try:
+        result["objection"] = ". To mend it: ".join(objection(module.params["root"], module.params["owner"]))
         result["conditions"] = conditions = InForce(module.params["project"]).standing()
         left = json.loads(record.read_text()) if record.exists() else None
         now = observe(module) if left or module.params["state"] == "recorded" else None

@@ -30,8 +30,8 @@ options:
     type: dict
     default: {}
   owner:
-    description: Whose folder it is, C(id) and C(name). One that another id has is refused, with that one's name; empty
-      for a folder that is nobody's.
+    description: Whose folder it is, C(id) and C(name). One that another id has is refused, with that one's name, and so
+      is one with other people's files; empty for a folder that is nobody's.
     type: dict
     default: {}
 author: fltestbed authors
@@ -56,9 +56,8 @@ import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testbed_root import FILES, OWNER, objection
 
-RECORD = ".fltestbed-files.json"
-OWNER = ".fltestbed-owner.json"
 HIDDEN = "(secret)\n"
 
 
@@ -106,20 +105,17 @@ def main():
     )
     root = Path(module.params["root"])
     secrets = module.params["secrets"]
-    owner, mark = module.params["owner"], root / OWNER
+    owner = module.params["owner"]
     written, removed, diff = [], [], []
 
     def wanted(entry, mode):
         return int(entry.get("mode", mode), 8), entry.get("uid", 0)
 
     try:
-        held = json.loads(mark.read_text()) if owner and mark.exists() else None
-        if held and held["id"] != owner["id"]:
-            module.fail_json(
-                msg=f"{root} belongs to a testbed of the same name that {held['name']} deployed with other keys. Give "
-                "yours another name, which is its inventory folder's; or, if that one is yours and its keys are lost, "
-                "remove it first with fltestbed down"
-            )
+        if owner and (wrong := objection(root, owner["id"])):
+            module.fail_json(msg=f"{wrong[0]}. To mend it: {wrong[1]}")
+        if owner and not (root / OWNER).exists() and not module.check_mode:
+            write(root / OWNER, json.dumps(owner), 0o644, 0)
         for name, entry in sorted(module.params["directories"].items()):
             path = inside(root, name)
             mode, uid = wanted(entry, "0755")
@@ -149,9 +145,7 @@ def main():
             )
             if not module.check_mode:
                 write(path, content, mode, uid)
-        if owner and not held and not module.check_mode:
-            write(mark, json.dumps(owner), 0o644, 0)
-        record = root / RECORD
+        record = root / FILES
         names = sorted(module.params["files"])
         ours = json.loads(record.read_text()) if record.exists() else []
         for name in sorted(set(ours) - set(names)):

@@ -21,10 +21,18 @@ options:
     type: str
     required: true
   paths:
-    description: The testbed's files and folders.
+    description: The testbed's files and folders, first the one with its files.
     type: list
     elements: path
     required: true
+  owner:
+    description: The id of whose testbed it is. What another id has deployed under this name is left as it is.
+    type: str
+    required: true
+  force:
+    description: Whether it is removed even so.
+    type: bool
+    default: false
   purge:
     description: Whether the host is put back as it was.
     type: bool
@@ -66,6 +74,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testbed_conditions import Conditions
 from ansible.module_utils.testbed_conditions import Refused as ConditionRefused
 from ansible.module_utils.testbed_docker import EngineUnreachable, get
+from ansible.module_utils.testbed_root import is_foreign, other_owner
 
 # Docker's own chains, and its rules in others: they name such a chain, its bridge or one of its networks' bridges.
 DOCKER_CHAIN = re.compile(r"DOCKER(-.+)?")
@@ -174,12 +183,18 @@ class Undo:
     def remove_testbed(self):
         """Remove the testbed's containers, networks, volumes and files."""
         params = self.module.params
+        root = params["paths"][0]
+        if not params["force"] and (other := other_owner(root, params["owner"])):
+            raise Refused(
+                f"{root} belongs to a testbed of the same name that {other} deployed with other keys, and is left as "
+                "it is. If it is yours and its keys are lost, fltestbed down --force removes it"
+            )
         label = f"label={PROJECT}={params['project']}"
         if self.engine:
             self.remove_all("container", "ls", "--all", "--filter", label)
             self.remove_all("network", "ls", "--filter", label)
             self.remove_all("volume", "ls", "--filter", label)
-        elif self.module.get_bin_path("dockerd") and Path(params["paths"][0], "compose.yml").exists():
+        elif self.module.get_bin_path("dockerd") and Path(root, "compose.yml").exists():
             last = self.record and set(self.record["testbeds"]) <= {params["testbed"]}
             if not (params["purge"] and last and self.engine_is_ours):
                 raise Refused(
@@ -190,7 +205,8 @@ class Undo:
         if conditions.read():
             self.change_file("put the network's conditions back", conditions.forget)
         for path in params["paths"]:
-            self.remove_path(path)
+            if path != root or not is_foreign(root):
+                self.remove_path(path)
 
     def remove_all(self, kind, *listing):
         """Remove the engine's objects of a kind that a listing has."""
@@ -215,6 +231,11 @@ class Undo:
             return others
         if self.engine_is_ours:
             self.require_nobody_else()
+        elif self.record["images"] and not self.engine and self.module.get_bin_path("dockerd"):
+            raise Refused(
+                "the Docker engine does not run, so that the testbed's images can't be removed. Start it "
+                "(systemctl start docker), and run this again"
+            )
         self.wait_for_dpkg()
         self.require_removable()
         if self.engine_is_ours:
@@ -433,6 +454,8 @@ def main():
             "testbed": {"type": "str", "required": True},
             "project": {"type": "str", "required": True},
             "paths": {"type": "list", "elements": "path", "required": True},
+            "owner": {"type": "str", "required": True},
+            "force": {"type": "bool", "default": False},
             "purge": {"type": "bool", "default": False},
             "record": {"type": "dict"},
             "lock_timeout": {"type": "int", "default": 300},

@@ -35,6 +35,7 @@ EXPECTED = {
     ("error", "server", "ports", "published by the container fltestbed-e2e-proxy-1"),
     ("error", "server", "ports", "held by python3"),
     ("error", "server", "ports", "port 9100/tcp is held by"),
+    ("warning", "server", "names", "no-such-host.invalid"),
     ("error", "pi-3", "control groups", "memory controller is off"),
     ("error", "pi-3", "disk", "MB are needed"),
     ("error", "pi-4", "CPU", "512 cores"),

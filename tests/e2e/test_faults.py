@@ -1,9 +1,11 @@
 """Faults, injected into the real testbed: what docs/reference-faults.md promises. They leave the lab as it was."""
 
 import contextlib
+import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -12,12 +14,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import yaml
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 from cryptography.x509 import CertificateBuilder, load_pem_x509_certificate
 
-from .lab import Lab, rows, wait_for
+from .lab import DEVICES, Lab, rows, wait_for
 
 DEVICE = "pi-4"
 SEED = 20
@@ -216,6 +219,55 @@ def test_a_second_up_is_refused_with_who_is_at_it(lab: Lab) -> None:
     assert changes(lab, "--limit", DEVICE) == ""
 
 
+def test_a_testbed_of_the_same_name_is_left_alone(lab: Lab, tmp_path: Path) -> None:
+    """As one finds it who deploys from another working directory, with other keys."""
+    other = Lab(tmp_path, lab.name)
+    shutil.copytree(lab.inventory, other.inventory)
+    shutil.copytree(lab.folder / ".fltestbed" / lab.name / "ssh", tmp_path / ".fltestbed" / lab.name / "ssh")
+    lab.run("throttle", DEVICE, "--cpus", "0.3")
+    before = lab.started()
+    for arguments, code in ((("up",), 4), (("down", "--yes"), 5)):
+        refused = Watched(other, *arguments)
+        assert refused.end() == code, refused.said
+        assert refused.said.count("deployed with other keys") == len(DEVICES) + 1, refused.said
+    check = Watched(other, "check")
+    assert check.end() == 4 and "deployed with other keys" in check.said, check.said
+    assert lab.started() == before
+    assert "throttled" in str(lab.status()["conditions"])
+    lab.run("restore")
+    assert changes(lab) == ""
+
+
+def test_a_register_that_was_broken_off_is_mended(lab: Lab) -> None:
+    """SuperLink has a node that was not noted, and a client that is gone has none any more."""
+    nodes = f"{root(lab)}/state/nodes.json"
+    held = json.loads(lab.on("server", "cat", nodes))
+    noted = {client: node for client, node in held.items() if client != DEVICE} | {"gone": {"id": "1", "key": "k"}}
+    lab.on("server", "sh", "-c", f"cat >{nodes} <<'END'\n{json.dumps(noted)}\nEND")
+    lab.run("up")
+    wait_for("every SuperNode back", lambda: states(lab) == {"online"})
+    assert json.loads(lab.on("server", "cat", nodes)).keys() == held.keys()
+    assert changes(lab) == ""
+
+
+def test_a_device_that_left_the_inventory_comes_back(lab: Lab) -> None:
+    """SuperLink takes no key twice, so it needs a new one."""
+    hosts = lab.inventory / "hosts.yml"
+    right = hosts.read_text()
+    without = yaml.safe_load(right)
+    del without["testbed"]["children"]["supernodes"]["hosts"][DEVICE]
+    hosts.write_text(yaml.safe_dump(without))
+    try:
+        up = Watched(lab, "up")
+        assert up.end() == 0, up.said
+        assert f"{DEVICE} is not in the inventory any more" in up.said
+    finally:
+        hosts.write_text(right)
+    lab.run("up")
+    wait_for("every SuperNode back", lambda: states(lab) == {"online"})
+    assert changes(lab) == ""
+
+
 def test_a_port_that_another_has_is_said_with_who_has_it(lab: Lab) -> None:
     lab.on("server", "docker", "stop", container(lab, "proxy"))
     docker("exec", "-d", machine(lab, "server"), "python3", "-m", "http.server", "9092")
@@ -245,6 +297,7 @@ def test_a_full_disk_on_a_device_is_said(lab: Lab) -> None:
     """A small file system lies where the testbed's tree is, and is full."""
     lab.on(DEVICE, "mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", root(lab))
     try:
+        lab.on(DEVICE, "sh", "-c", f"echo '[]' >{root(lab)}/.fltestbed-files.json")
         lab.on(DEVICE, "dd", "if=/dev/zero", f"of={root(lab)}/fill", "bs=4k", code=None)
         up = Watched(lab, "up", "--limit", DEVICE)
         assert up.end() == 4, up.said

@@ -189,6 +189,21 @@ def ended(lab: Lab, *arguments: str, code: int) -> str:
     return said
 
 
+def fresh_plan(lab: Lab) -> dict[str, Any]:
+    """Return what `plan` says where nothing was built or deployed yet."""
+    done = subprocess.run(
+        lab.command("plan", "--format", "json"),
+        cwd=lab.folder,
+        env=lab.environment() | {"XDG_CACHE_HOME": str(lab.folder / "no-cache")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout))
+
+
 def records(lab: Lab) -> dict[str, Any]:
     """Return the controller's copies of the hosts' records."""
     folder = lab.folder / ".fltestbed" / lab.name / "hosts"
@@ -197,6 +212,9 @@ def records(lab: Lab) -> dict[str, Any]:
 
 def test_an_interrupted_up_and_a_second_testbed_are_undone(purge_lab: Lab, before: dict[str, dict[str, Any]]) -> None:
     lab, second = purge_lab, Lab(purge_lab.folder, "second")
+    planned = fresh_plan(lab)
+    assert all("compose.yml" in {row["name"] for row in rows} for rows in planned.values()), planned
+    assert "docker.io" in {row["name"] for row in planned["server"]}
     begun = lab.start("up")
     try:
         running = ["sh", "-c", "systemctl is-active docker && docker compose version"]

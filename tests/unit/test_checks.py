@@ -56,6 +56,18 @@ def test_a_slow_call_is_no_false_alarm() -> None:
     assert clocks((-0.1, 0.1), (-8.0, 8.0)) == []
 
 
+def test_a_clock_without_an_answer_of_the_server() -> None:
+    """As where a limit leaves the server out, or where nothing is to be done on it."""
+    answers = {"pi-1": answer((-10.1, -9.9), hostname="b")}
+    ((severity, said),) = [(found.severity, found.what) for found in host_findings(answers, "server")]
+    assert severity == "warning"
+    assert "behind the controller's" in said
+    assert host_findings(answers, "server", {"least": -11.0, "most": -9.5}) == []
+    (found,) = host_findings({"pi-1": answer(hostname="b")}, "server", {"least": -11.0, "most": -9.5})
+    assert (found.host, found.severity) == ("pi-1", "error")
+    assert "ahead of the server's" in found.what
+
+
 def test_a_clock_before_the_certificates() -> None:
     ((severity, _, what),) = clocks((-0.1, 0.1), (-7200.1, -7200.0))
     assert severity == "error" and "certificates" in what
@@ -73,6 +85,38 @@ def test_copies_of_one_card() -> None:
     found = host_findings(answers, "server")
     assert [(each.severity, each.host) for each in found] == [("warning", "pi-2")] * 2 + [("warning", "pi-3")] * 2
     assert "machine-id" in found[0].what and "raspberrypi" in found[1].what
+
+
+def builds(free: dict[str, int], silent: dict[str, str] | None = None, builder: str = "server") -> list[Any]:
+    """Return host and words of each finding, where images are to be built for the devices' architecture."""
+    answers = {
+        host: answer(
+            hostname=host,
+            arch="x86_64" if host == "server" else "aarch64",
+            disk_free_mb=megabytes,
+            build=None if host == "server" else {"builder": builder, "mb": 4000, "silent": silent or {}},
+        )
+        for host, megabytes in free.items()
+    }
+    return [(found.host, found.what) for found in host_findings(answers, "server") if found.where == "build"]
+
+
+def test_the_host_that_will_build_needs_disk_and_a_mirror() -> None:
+    assert builds({"server": 100, "pi-1": 5000, "pi-2": 100}) == []
+    ((host, said),) = builds({"server": 9000, "pi-1": 100, "pi-2": 9000})
+    assert host == "pi-1" and "100 MB are free" in said and "takes 4000 MB" in said
+    ((host, _said),) = builds({"pi-1": 9000, "pi-2": 100}, builder="pi-2")
+    assert host == "pi-2"
+    ((host, said),) = builds({"server": 9000, "pi-1": 9000, "pi-2": 9000}, {"http://mirror/x": "no route"})
+    assert host == "pi-1" and "http://mirror/x cannot be reached: no route" in said
+
+
+def test_of_a_builder_that_is_not_asked_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert builds({"pi-1": 100}) == []
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    assert builds({"pi-1": 100}, builder="localhost") == []
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert [host for host, _said in builds({"pi-1": 100}, builder="localhost")] == ["pi-1"]
 
 
 def test_a_refused_port_is_not_blamed_on_a_device_when_nobody_listened() -> None:

@@ -30,6 +30,8 @@ def host(**params: Any) -> Any:
         "serve": [],
         "bind": [],
         "cadvisor": {},
+        "dials": {},
+        "build": {},
         "address": "",
         "reach": [],
         "wait": 0,
@@ -148,6 +150,95 @@ def test_a_full_disk() -> None:
     found = list(check.check_disk(host(disk_mb=PLENTY | {"data": 10**9})))
     assert found and all("1000000000 MB are needed" in each["what"] or "2000000000" in each["what"] for each in found)
     assert list(check.check_disk(host())) == []
+
+
+def test_disk_is_needed_where_the_engine_keeps_its_data_and_its_images(tmp_path: Path) -> None:
+    machine = host(root=str(tmp_path), disk_mb=PLENTY | {"image": 10**9})
+    machine.images, machine.docker = {}, {"version": "29", "folder": str(tmp_path), "image_folder": "/proc/none/here"}
+    assert "1000000000 MB are needed" in only(check.check_disk(machine))["what"]
+    machine.images = {"fltestbed/app:1": "id"}
+    assert list(check.check_disk(machine)) == []
+    machine.docker["version"] = None
+    machine.params["disk_mb"] = PLENTY | {"packages": 10**9}
+    assert "1000000000 MB are needed" in only(check.check_disk(machine))["what"]
+
+
+@pytest.mark.parametrize(
+    ("options", "info", "wanted"),
+    [
+        ({}, {}, ("/var/lib/docker", "/var/lib/docker", "/run/containerd/containerd.sock")),
+        ({"data-root": "/ssd"}, {}, ("/ssd", "/ssd", "/run/containerd/containerd.sock")),
+        ({"data-root": "/new"}, {"DockerRootDir": "/ssd"}, ("/ssd", "/ssd", "/run/containerd/containerd.sock")),
+        (
+            {},
+            {
+                "DockerRootDir": "/ssd",
+                "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+                "Containerd": {"Address": "/run/containerd/containerd.sock"},
+            },
+            ("/ssd", "/var/lib/containerd", "/run/containerd/containerd.sock"),
+        ),
+        (
+            {},
+            {
+                "DockerRootDir": "/ssd",
+                "DriverStatus": [["driver-type", "io.containerd.snapshotter.v1"]],
+                "Containerd": {"Address": "/var/run/docker/containerd/containerd.sock"},
+            },
+            ("/ssd", "/ssd", "/var/run/docker/containerd/containerd.sock"),
+        ),
+    ],
+)
+def test_where_an_engine_keeps_what_it_has(
+    options: dict[str, Any], info: dict[str, Any], wanted: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an engine's /info and its daemon.json say it; the last one starts containerd by itself."""
+    module = load("module_utils", "testbed_host")
+    monkeypatch.setattr(module, "OWN_CONTAINERD", Path("/none"))
+    assert tuple(module.places(options, info).values()) == wanted
+
+
+def test_names_that_containers_cannot_look_up_are_said_with_what_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "hosts"
+    own.write_text("127.0.0.1 localhost\n192.0.2.7\tlan-pi Pi-7  # pi-9\n")
+    monkeypatch.setattr(check, "NAMES", own)
+    known = {"pi-1.local": "192.0.2.1", "pi-7": "192.0.2.7", "pi-9": "192.0.2.9", "pi-2.corp.local": "192.0.2.2"}
+
+    def look_up(name: str, *_: object) -> list[Any]:
+        if name not in known:
+            raise socket.gaierror(-2, "Name or service not known")
+        return [(socket.AF_INET6, 1, 6, "", ("fe80::1", 0, 0, 0)), (socket.AF_INET, 1, 6, "", (known[name], 0))]
+
+    monkeypatch.setattr(check.socket, "getaddrinfo", look_up)
+    dials = {"pi-0": "192.0.2.20", "pi-6": "2001:db8::6", **{name: name for name in known}, "alias": "my-pi"}
+    found = list(check.check_names(host(dials=dials)))
+    assert [(each["severity"], each["what"].split(" by which it would dial ")[1].split(",")[0]) for each in found] == [
+        ("warning", "pi-1.local"),
+        ("warning", "pi-7"),
+        ("warning", "alias"),
+    ]
+    assert "testbed_exporter_address: 192.0.2.1;" in found[0]["fix"]
+
+
+def test_a_build_is_tried_where_one_is_wanted(free_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirror = f"http://127.0.0.1:{free_port}/debian/dists/bookworm/InRelease"
+    wanted = {os.uname().machine: {"builder": "server", "mb": 4000, "debian": True, "mirror": mirror}}
+    assert check.build(host(build={"s390x": {}})) is None
+    machine = host(build=wanted)
+    machine.images = {}
+    found = check.build(machine)
+    assert (found["builder"], found["mb"]) == ("server", 4000) and found["silent"][mirror]
+    machine.images = {"fltestbed/proxy:1": "id"}
+    assert check.build(machine)["silent"] == {}, "what Debian's packages make is there"
+    machine.images = {}
+    wanted[os.uname().machine]["mirror"] = ""
+    for silent in ({}, {"http://a": "no route"}, {"http://a": "no route", "http://b": "no route"}):
+        monkeypatch.setattr(check, "mirrors", lambda silent=silent: (silent, ["http://a", "http://b"]))
+        assert check.build(machine)["silent"] == (silent if len(silent) == 2 else {})
+    wanted[os.uname().machine]["debian"] = False
+    assert check.build(machine)["silent"] == {}
 
 
 def test_a_port_is_named_with_its_holder(free_port: int) -> None:

@@ -100,5 +100,5 @@ def test_conditions_that_are_not_the_inventorys_are_said(
 
 
 def test_a_host_without_a_record_is_not_settled(tmp_path: Path) -> None:
-    answer = run(settled, root=str(tmp_path / "lab"), project="fltestbed-lab", inputs="x")
+    answer = run(settled, root=str(tmp_path / "lab"), project="fltestbed-lab", inputs="x", owner="me")
     assert (answer["settled"], answer["differences"]) == (False, ["no whole deployment has ended here yet"])

@@ -93,6 +93,22 @@ def test_what_is_no_longer_named_goes_and_what_is_not_ours_stays(tmp_path: Path)
     assert not deliver(tmp_path, files={"compose.yml": FILES["compose.yml"]}, secrets={})["changed"]
 
 
+def test_a_folder_of_others_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/cat.jpg").touch()
+    answer = deliver(tmp_path, owner={"id": "a", "name": "ann@lab"})
+    assert answer["failed"] and f"testbed_root: {tmp_path}/fltestbed" in answer["msg"]
+    assert [path.name for path in tmp_path.iterdir()] == ["photos"]
+    (tmp_path / "photos/cat.jpg").unlink()
+    assert not deliver(tmp_path, owner={"id": "a", "name": "ann@lab"}).get("failed")
+
+
+def test_a_folder_is_marked_before_anything_lies_in_it(tmp_path: Path) -> None:
+    answer = deliver(tmp_path, owner={"id": "a", "name": "ann"}, directories={"../escaped": {}})
+    assert answer["failed"]
+    assert not deliver(tmp_path, owner={"id": "a", "name": "ann"}).get("failed")
+
+
 @pytest.mark.parametrize("name", ["../escaped", "proxy/../../escaped", "/escaped", "."])
 @pytest.mark.parametrize("kind", ["files", "directories"])
 def test_a_path_that_leads_out_is_refused(tmp_path: Path, kind: str, name: str) -> None:

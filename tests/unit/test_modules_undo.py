@@ -110,7 +110,18 @@ class Host:
     """An AnsibleModule for `Undo`, of a purge in check mode."""
 
     check_mode = True
-    params: ClassVar[dict[str, Any]] = {"testbed": "lab", "project": "fltestbed-lab", "record": None}
+    params: ClassVar[dict[str, Any]] = {
+        "testbed": "lab",
+        "project": "fltestbed-lab",
+        "record": None,
+        "owner": "a",
+        "force": False,
+        "purge": False,
+    }
+
+    @staticmethod
+    def get_bin_path(name: str) -> str | None:
+        return name
 
 
 @pytest.fixture
@@ -123,6 +134,7 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         raise undo.EngineUnreachable("nobody listens")
 
     monkeypatch.setattr(undo, "get", get)
+    monkeypatch.setattr(Host, "params", dict(Host.params))
     return undo.Undo(Host)
 
 
@@ -139,6 +151,33 @@ def test_what_others_keep_in_a_stopped_engine_is_not_removed(stopped: Any, tmp_p
     shutil.rmtree(tmp_path / "containers" / "database")
     shutil.rmtree(tmp_path / "volumes" / "rows")
     stopped.require_nobody_else()
+
+
+def test_files_of_others_stay(stopped: Any, tmp_path: Path) -> None:
+    disk, ours = tmp_path / "disk", tmp_path / "ours"
+    (disk / "photos").mkdir(parents=True)
+    (disk / "photos/cat.jpg").touch()
+    record.claim(ours)
+    for folder in (disk, ours):
+        stopped.module.params["paths"] = [str(folder)]
+        stopped.remove_testbed()
+    assert stopped.done == [f"remove {ours}"]
+
+
+def test_a_testbed_with_other_keys_stays_unless_it_is_forced(stopped: Any, tmp_path: Path) -> None:
+    (tmp_path / ".fltestbed-owner.json").write_text(json.dumps({"id": "b", "name": "bob@lab"}))
+    stopped.module.params["paths"] = [str(tmp_path)]
+    with pytest.raises(undo.Refused, match="bob@lab deployed with other keys"):
+        stopped.remove_testbed()
+    stopped.module.params["force"] = True
+    stopped.remove_testbed()
+    assert stopped.done == [f"remove {tmp_path}"]
+
+
+def test_images_in_an_engine_that_does_not_run_are_not_forgotten(stopped: Any) -> None:
+    stopped.record = {"testbeds": ["lab"], "before": {"docker": True}, "packages": [], "images": ["fltestbed/app:1"]}
+    with pytest.raises(undo.Refused, match="images can't be removed"):
+        stopped.purge()
 
 
 def test_a_firewall_that_came_later_stays(stopped: Any) -> None:

@@ -1,5 +1,7 @@
 """How long `up` takes, and what it costs: a first one, one with nothing to do, one with one changed client.
 
+Of the smallest testbed also a run of one round, as it is and after a change of the app.
+
 Beside it, in the same run on the same devices, the same state kept by plain Ansible tasks (benchmarks/plain.yml), and
 the floor: `ssh DEVICE true` on all devices at once.
 
@@ -92,6 +94,17 @@ class Bench:
 
     def up(self) -> None:
         self.fltestbed("up")
+
+    def train(self) -> None:
+        """Train for a round with the app in the working directory."""
+        app = self.folder / "app"
+        if not app.exists():
+            shutil.copytree(REPOSITORY / "fl_app", app)
+        self.fltestbed("run", "fashion-mnist-cnn", "--app", str(app), "--set", "rounds=1")
+
+    def change_app(self) -> None:
+        with (self.folder / "app/testbed_app/client.py").open("a") as file:
+            file.write("# changed\n")
 
     def plain(self) -> None:
         """Keep the same state by plain tasks."""
@@ -207,6 +220,11 @@ def measure(bench: Bench, sizes: Sequence[int], repeat: int) -> None:
         print(row(size, "`up`, one client changed", bench.measure(bench.up)), flush=True)
         bench.write_hosts(size)
         bench.up()
+        if size == sizes[0]:
+            bench.train()
+            print(row(size, "`run` of one round", bench.measure(bench.train)), flush=True)
+            bench.change_app()
+            print(row(size, "the same after a change of the app", bench.measure(bench.train)), flush=True)
 
 
 if __name__ == "__main__":

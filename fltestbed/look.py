@@ -37,24 +37,24 @@ def client(container):
         for _number, controllers, path in [line.split(":", 2)]
         for controller in controllers.split(",")
     }
-    if "memory" in paths:
-        memory, cpu = CGROUPS / "memory" / paths["memory"], CGROUPS / "cpuacct" / paths["cpuacct"]
-        used = number(memory / "memory.usage_in_bytes") - number(memory / "memory.stat", "total_inactive_file")
-        seconds = number(cpu / "cpuacct.usage") / 1e9
-        members = memory / "cgroup.procs"
+    if "cpuacct" in paths:
+        group = CGROUPS / "cpuacct" / paths["cpuacct"]
+        seconds = number(group / "cpuacct.usage") / 1e9
+        memory = CGROUPS / "memory" / paths.get("memory", "off")
+        used, cache = "memory.usage_in_bytes", "total_inactive_file"
     else:
-        group = CGROUPS / paths[""]
-        used = number(group / "memory.current") - number(group / "memory.stat", "inactive_file")
+        group = memory = CGROUPS / paths[""]
         seconds = number(group / "cpu.stat", "usage_usec") / 1e6
-        members = group / "cgroup.procs"
+        used, cache = "memory.current", "inactive_file"
+    is_counted = (memory / used).exists()  # not where the kernel's memory controller is off
     cpus, limit = cgroup_limits(pid)
     return {
         "cpu_seconds": seconds,
         "at": time.monotonic(),
-        "memory": used,
+        "memory": number(memory / used) - number(memory / "memory.stat", cache) if is_counted else None,
         "cpus": cpus,
         "memory_limit": limit,
-        "trains": any(map(trains, members.read_text().split())),
+        "trains": any(map(trains, (group / "cgroup.procs").read_text().split())),
     }
 
 

@@ -198,9 +198,19 @@ def app_lacks(wanted: Mapping[str, Any], image: Mapping[str, Any]) -> list[str]:
 def exporter_names(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, list[str]]:
     """Return the names by which Prometheus dials each host's exporters: its own is `host.docker.internal` to it."""
     return {
-        host: list(dict.fromkeys([host, str(hostvars[host].get("ansible_host", host)), "host.docker.internal"]))
-        for host in hosts
+        host: list(dict.fromkeys([host, exporter_address(host, hostvars), "host.docker.internal"])) for host in hosts
     }
+
+
+def exporter_address(host: str, hostvars: Mapping[str, Any]) -> str:
+    """Return the name or address by which Prometheus dials a host that is not its own."""
+    variables = hostvars[host]
+    return str(variables.get("testbed_exporter_address") or variables.get("ansible_host", host))
+
+
+def exporter_addresses(hosts: list[str], hostvars: Mapping[str, Any]) -> dict[str, str]:
+    """Return the names or addresses by which Prometheus dials these hosts."""
+    return {host: exporter_address(host, hostvars) for host in hosts}
 
 
 def unseen(hosts: list[str], hostvars: Mapping[str, Any]) -> list[str]:
@@ -232,7 +242,7 @@ def scrape_targets(
         probe = _kind(variables)
         if program == "cadvisor" and probe.get("cgroup", {}).get("version") not in cadvisor_cgroups:
             continue
-        address = "host.docker.internal" if host == own_host else variables.get("ansible_host", host)
+        address = "host.docker.internal" if host == own_host else exporter_address(host, hostvars)
         address = f"[{address}]" if ":" in address else address
         groups = [name for name in ("superlink", "monitoring", "supernodes") if name in variables["group_names"]]
         labels = {
@@ -307,6 +317,7 @@ class FilterModule:
             "app_lacks": app_lacks,
             "condition_numbers": condition_numbers,
             "network_numbers": network_numbers,
+            "exporter_addresses": exporter_addresses,
             "exporter_names": exporter_names,
             "program_files": program_files,
             "program_images": program_images,

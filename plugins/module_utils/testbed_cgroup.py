@@ -11,7 +11,10 @@ class Cgroup:
     """A control group. Times are in s, sizes in bytes; counters run since the group was made."""
 
     def __init__(self, folders):
-        """`folders` are the group's by controller: ``cpu``, ``cpuacct``, ``memory``; version 2 has one, ``""``."""
+        """`folders` are the group's by controller: ``cpu``, ``cpuacct``, ``memory``; version 2 has one, ``""``.
+
+        A controller that is off in the kernel has none.
+        """
         self._folders = folders
         self._is_v2 = "" in folders
 
@@ -23,8 +26,9 @@ class Cgroup:
             _number, controllers, path = line.split(":", 2)
             for controller in controllers.split(","):
                 paths[controller] = path.lstrip("/")
-        if "memory" in paths:
-            return cls({name: ROOT / name / paths[name] for name in ("cpu", "cpuacct", "memory")})
+        controllers = [name for name in ("cpu", "cpuacct", "memory") if name in paths]
+        if controllers:
+            return cls({name: ROOT / name / paths[name] for name in controllers})
         return cls({"": ROOT / paths[""]})
 
     def above(self):
@@ -39,7 +43,7 @@ class Cgroup:
 
     def has_limits(self):
         """Return whether this group can be held to anything: version 2's topmost cannot."""
-        return not self._is_v2 or (self._folders[""] / "memory.max").exists()
+        return not self._is_v2 or any((self._folders[""] / name).exists() for name in ("cpu.max", "memory.max"))
 
     def cpu(self):
         """Return ``seconds`` of CPU used, ``periods`` of the quota, and in how many of them it was used up."""
@@ -54,8 +58,12 @@ class Cgroup:
     def memory(self):
         """Return the ``limit`` (None: no limit), what is ``used`` without the cache of files, and the ``working_set``.
 
-        The kernel gives the cache back before it refuses memory; what of it is in use counts to the working set.
+        The kernel gives the cache back before it refuses memory; what of it is in use counts to the working set. All is
+        None where the kernel's memory controller is off.
         """
+        folder = self._folders.get("" if self._is_v2 else "memory")
+        if folder is None or not (folder / ("memory.max" if self._is_v2 else "memory.limit_in_bytes")).exists():
+            return {"limit": None, "used": None, "working_set": None}
         if self._is_v2:
             limit, used, prefix = self._read("", "memory.max"), self._read("", "memory.current"), ""
             stat = self._stat("", "memory.stat")
@@ -72,7 +80,7 @@ class Cgroup:
 
     def processes(self):
         """Return the ids of the processes in this very group."""
-        return list(map(int, self._read("" if self._is_v2 else "memory", "cgroup.procs").split()))
+        return list(map(int, self._read(next(reversed(self._folders)), "cgroup.procs").split()))
 
     def _read(self, controller, name):
         return (self._folders[controller] / name).read_text().strip()

@@ -62,19 +62,29 @@ def inspect(container_id):
 
 
 def cgroup_limits(pid):
-    """Return (cpus, memory) that the kernel enforces on a process: cores or None, bytes or None; cgroup v1 and v2."""
+    """Return (cpus, memory) that the kernel enforces on a process: cores or None, bytes or None; cgroup v1 and v2.
+
+    A kernel without the controller, as Raspberry Pi OS has it for memory, enforces nothing.
+    """
     paths = {}
     for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
         _number, controllers, path = line.split(":", 2)
         for controller in controllers.split(","):
             paths[controller] = path.lstrip("/")
     root = Path("/sys/fs/cgroup")
-    if "memory" in paths:
-        quota = int((root / "cpu" / paths["cpu"] / "cpu.cfs_quota_us").read_text())
-        period = int((root / "cpu" / paths["cpu"] / "cpu.cfs_period_us").read_text())
-        memory = int((root / "memory" / paths["memory"] / "memory.limit_in_bytes").read_text())
+
+    def read(controller, name, unlimited):
+        """Return the words of a controller's file; version 2 has all files in one place."""
+        try:
+            return (root / controller / paths[controller] / name).read_text().split()
+        except (KeyError, FileNotFoundError):
+            return unlimited
+
+    if "cpu" in paths or "memory" in paths:
+        quota = int(read("cpu", "cpu.cfs_quota_us", ["-1"])[0])
+        period = int(read("cpu", "cpu.cfs_period_us", ["1"])[0])
+        memory = int(read("memory", "memory.limit_in_bytes", [1 << 60])[0])
         return (quota / period if quota > 0 else None), (memory if memory < 1 << 60 else None)
-    group = root / paths[""]
-    quota, period = (group / "cpu.max").read_text().split()
-    memory = (group / "memory.max").read_text().strip()
+    quota, period = read("", "cpu.max", ["max", "1"])
+    memory = read("", "memory.max", ["max"])[0]
     return (None if quota == "max" else int(quota) / int(period)), (None if memory == "max" else int(memory))

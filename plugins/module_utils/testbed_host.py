@@ -10,6 +10,7 @@ from pathlib import Path
 from ansible.module_utils.testbed_docker import EngineUnreachable, get
 
 DAEMON_JSON = Path("/etc/docker/daemon.json")
+OWN_CONTAINERD = Path("/run/docker/containerd/containerd.sock")  # of an engine that starts containerd by itself
 BOOT_LINK = Path("/etc/systemd/system/multi-user.target.wants/docker.service")
 
 
@@ -43,14 +44,30 @@ def cgroup():
     return {"version": 1, "memory": "memory" in enabled, "cpu": "cpu" in enabled}
 
 
+def places(options, info):
+    """Return where an engine keeps its data, and where its images, and the socket of its containerd.
+
+    `options` are those of its daemon.json, `info` is what it says of itself: nothing where none runs.
+    """
+    folder = info.get("DockerRootDir") or options.get("data-root") or "/var/lib/docker"
+    socket = (info.get("Containerd") or {}).get("Address")
+    if not socket:
+        socket = str(OWN_CONTAINERD) if OWN_CONTAINERD.exists() else "/run/containerd/containerd.sock"
+    in_containerd = any("io.containerd.snapshotter" in value for _key, value in info.get("DriverStatus") or [])
+    if in_containerd and "/docker/" not in socket:  # else that containerd keeps them below the engine's folder
+        return {"folder": folder, "image_folder": "/var/lib/containerd", "containerd": socket}
+    return {"folder": folder, "image_folder": folder, "containerd": socket}
+
+
 def docker():
     facts = {"version": None, "compose": None, "running": False, "on_boot": BOOT_LINK.exists(), "daemon_json": None}
     if DAEMON_JSON.exists():
         text = DAEMON_JSON.read_text()
         facts["daemon_json"] = json.loads(text) if text.strip() else {}
-    images = {}
+    images, info = {}, {}
     try:
-        facts["version"] = get("/version")["Version"]
+        info = get("/info")
+        facts["version"] = info["ServerVersion"]
         facts["running"] = True
         for image in get("/images/json"):
             for tag in image["RepoTags"] or []:
@@ -59,7 +76,7 @@ def docker():
         text = program_version("dockerd", "--version")
         facts["version"] = text.split()[2].rstrip(",") if text else None
     facts["compose"] = program_version("docker", "compose", "version", "--short")
-    return facts, images
+    return facts | places(facts["daemon_json"] or {}, info), images
 
 
 def free_mb(path):

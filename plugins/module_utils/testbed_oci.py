@@ -13,6 +13,8 @@ from pathlib import Path
 
 CHUNK = 8 * 2**20
 OCI = "application/vnd.oci.image"
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}  # as Docker names what uname -m says
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"  # how a compressed file begins
 
 
 def add_blob(blobs, scratch, chunks, media_type):
@@ -41,6 +43,36 @@ def gzipped(stream):
             if not chunks:
                 return
             yield from pool.map(lambda data: gzip.compress(data, compresslevel=5, mtime=0), chunks)
+
+
+class Unusable(Exception):
+    """An image is sound, and yet none to take."""
+
+
+class Tar:
+    """A layer as the tar that it is made of, and what that hashes to as far as it was read.
+
+    An engine with containerd's image store saves layers as they were built or pulled, and that is compressed.
+    """
+
+    def __init__(self, stream):
+        begin = stream.peek(len(ZSTD))
+        if begin.startswith(ZSTD):
+            raise Unusable(
+                "a layer is compressed with zstd, which cannot be read here: take another tag of the image, or save it "
+                "with an engine without containerd's image store"
+            )
+        self._stream = gzip.GzipFile(fileobj=stream) if begin.startswith(GZIP) else stream
+        self._digest = hashlib.sha256()
+
+    @property
+    def diff_id(self):
+        return f"sha256:{self._digest.hexdigest()}"
+
+    def read(self, size):
+        content = self._stream.read(size)
+        self._digest.update(content)
+        return content
 
 
 def blob_folder(store):

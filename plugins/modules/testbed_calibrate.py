@@ -83,7 +83,7 @@ def calibrate(container, pid, code, setup):
     peak = [0]
 
     def look():
-        peak[0] = max(peak[0], group.memory()["working_set"])
+        peak[0] = max(peak[0], group.memory()["working_set"] or 0)
 
     rows, before, began = [], group.cpu(), time.monotonic()
     with Inside(container, "-c", UNPACK, json.dumps(setup), str(len(code))) as program:

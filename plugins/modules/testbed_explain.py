@@ -38,11 +38,11 @@ import subprocess
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testbed_docker import EngineUnreachable, containers, inspect
+from ansible.module_utils.testbed_docker import EngineUnreachable, containers, get, inspect
 from ansible.module_utils.testbed_holders import port_holder
+from ansible.module_utils.testbed_host import places
 
 PORT = re.compile(r":(\d+) failed|listen tcp4? \S*:(\d+)|exposing port TCP \S+:(\d+) ")
-DOCKER_ROOT = "/var/lib/docker"
 
 
 def taken_port(said, project):
@@ -67,7 +67,12 @@ def taken_port(said, project):
 def full_disk(said, root):
     if "no space left on device" not in said.lower():
         return None
-    free = {path: shutil.disk_usage(path).free // 2**20 for path in (DOCKER_ROOT, root) if Path(path).exists()}
+    try:
+        engine = places({}, get("/info"))
+    except EngineUnreachable:
+        engine = places({}, {})
+    folders = [path for path in (engine["folder"], engine["image_folder"], root) if Path(path).exists()]
+    free = {path: shutil.disk_usage(path).free // 2**20 for path in folders}
     return (
         f"the disk is full: {', '.join(f'{megabytes} MB are free at {path}' for path, megabytes in free.items())}. "
         "Free some space; docker system df shows what Docker holds"

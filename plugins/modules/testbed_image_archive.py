@@ -18,8 +18,8 @@ options:
     type: str
     required: true
   archive:
-    description: An archive that C(docker save) wrote elsewhere, to be used instead of the local engine. Its one image
-      is named I(image).
+    description: An archive that C(docker save) wrote elsewhere, to be used instead of the local engine. Its image is
+      named I(image).
     type: path
   store:
     description: Folder of C(blobs/) and of the images' folders.
@@ -28,6 +28,10 @@ options:
   layout:
     description: Name of the image's folder. One that is there is taken as done, since its name holds the content's
       hash.
+    type: str
+    required: true
+  arch:
+    description: Architecture that the image has to be for, as C(uname -m) says it.
     type: str
     required: true
 author: fltestbed authors
@@ -45,29 +49,78 @@ blobs:
   elements: str
 """
 
+import gzip
 import json
+import os
 import shutil
 import tarfile
 import tempfile
+import zlib
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testbed_oci import OCI, add_blob, blob_folder, gzipped, write_image
+from ansible.module_utils.testbed_oci import (
+    ARCHITECTURES,
+    OCI,
+    Tar,
+    Unusable,
+    add_blob,
+    blob_folder,
+    gzipped,
+    write_image,
+)
 
 
-def write_layout(saved, store, layout, tag=None):
+def choose(archive, arch):
+    """Return the image of an archive that is for an architecture, and its config in bytes."""
+    images = {}
+    for image in json.load(archive.extractfile("manifest.json")):
+        config = archive.extractfile(image["Config"]).read()
+        images[json.loads(config)["architecture"]] = image, config
+    wanted = ARCHITECTURES.get(arch, arch)
+    if wanted not in images:
+        names = [tag for image, _config in images.values() for tag in image["RepoTags"] or []]
+        raise Unusable(
+            f"it is for {' and '.join(images)}, and the {arch} host needs {wanted}: docker pull --platform "
+            f"linux/{wanted} {' '.join(names) or 'IMAGE'}, and save that"
+        )
+    return images[wanted]
+
+
+def write_layout(saved, store, layout, arch, tag=None):
     """Write the image of a ``docker save`` archive into the store; a tag replaces those that it was saved with."""
     blobs = blob_folder(store)
     scratch = Path(tempfile.mkdtemp(prefix=".image-", dir=store))
     try:
         with tarfile.open(saved) as archive:
-            (image,) = json.load(archive.extractfile("manifest.json"))
-            config = archive.extractfile(image["Config"]).read()
-            layers = [
-                add_blob(blobs, scratch, gzipped(archive.extractfile(name)), f"{OCI}.layer.v1.tar+gzip")
-                for name in image["Layers"]
-            ]
+            image, config = choose(archive, arch)
+            layers, diff_ids = [], []
+            for name in image["Layers"]:
+                tar = Tar(archive.extractfile(name))
+                layers.append(add_blob(blobs, scratch, gzipped(tar), f"{OCI}.layer.v1.tar+gzip"))
+                diff_ids.append(tar.diff_id)
+        if diff_ids != json.loads(config)["rootfs"]["diff_ids"]:
+            raise ValueError("its layers are not those that its config names")
         write_image(store, scratch, layout, config, layers, [tag] if tag else image["RepoTags"])
+    finally:
+        shutil.rmtree(scratch)
+
+
+def said(module):
+    return module.params["archive"] or f"what the engine saved of {module.params['image']}"
+
+
+def write(module, store, layout):
+    """Write the layout, of the archive or of what the engine saves."""
+    image, archive, arch = (module.params[key] for key in ("image", "archive", "arch"))
+    store.mkdir(parents=True, exist_ok=True)
+    if archive:
+        write_layout(Path(archive), store, layout, arch, image)
+        return
+    scratch = Path(tempfile.mkdtemp(prefix=".image-", dir=store))
+    try:
+        module.run_command(["docker", "save", "-o", str(scratch / "saved.tar"), image], check_rc=True)
+        write_layout(scratch / "saved.tar", store, layout, arch)
     finally:
         shutil.rmtree(scratch)
 
@@ -79,32 +132,25 @@ def main():
             "archive": {"type": "path"},
             "store": {"type": "path", "required": True},
             "layout": {"type": "str", "required": True},
+            "arch": {"type": "str", "required": True},
         },
         supports_check_mode=True,
     )
+    os.umask(0o022)  # so that the user of the connection may fetch what root wrote
     store, layout = Path(module.params["store"]), module.params["layout"]
     index = store / layout / "index.json"
     changed = not index.exists()
     if changed and module.check_mode:
         module.exit_json(changed=True, digest="", blobs=[])
     if changed:
-        store.mkdir(parents=True, exist_ok=True)
-        if module.params["archive"]:
-            try:
-                write_layout(Path(module.params["archive"]), store, layout, module.params["image"])
-            except (OSError, KeyError, ValueError, tarfile.TarError) as error:
-                module.fail_json(
-                    msg=f"{module.params['archive']} is no archive of one image, as `docker save` writes it: {error}"
-                )
-        else:
-            scratch = Path(tempfile.mkdtemp(prefix=".image-", dir=store))
-            try:
-                module.run_command(
-                    ["docker", "save", "-o", str(scratch / "saved.tar"), module.params["image"]], check_rc=True
-                )
-                write_layout(scratch / "saved.tar", store, layout)
-            finally:
-                shutil.rmtree(scratch)
+        try:
+            write(module, store, layout)
+        except Unusable as error:
+            module.fail_json(msg=f"{said(module)} cannot be used: {error}")
+        except (gzip.BadGzipFile, zlib.error, EOFError, KeyError, ValueError, tarfile.TarError) as error:
+            module.fail_json(msg=f"{said(module)} is no archive of an image, as `docker save` writes it: {error}")
+        except OSError as error:
+            module.fail_json(msg=f"{said(module)} could not be written to {store}: {error}")
     written = json.loads(index.read_text())
     module.exit_json(
         changed=changed, digest=written["manifests"][0]["digest"], blobs=written["annotations"]["blobs"].split()

@@ -28,18 +28,11 @@ msg:
   type: str
 """
 
-import hashlib
 import json
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-
-
-def is_whole(blob, digest):
-    if not blob.exists():
-        return False
-    with blob.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest() == digest
+from ansible.module_utils.testbed_digest import sha256
 
 
 def main():
@@ -51,7 +44,7 @@ def main():
     index = store / module.params["layout"] / "index.json"
     names = json.loads(index.read_text())["annotations"]["blobs"].split()
     blobs = {store / "blobs" / name.replace(":", "/"): name.removeprefix("sha256:") for name in names}
-    damaged = [blob for blob, digest in blobs.items() if not is_whole(blob, digest)]
+    damaged = [blob for blob, digest in blobs.items() if not blob.exists() or sha256(blob) != digest]
     if not damaged:
         module.exit_json(changed=False)
     if not module.check_mode:

@@ -46,7 +46,6 @@ bytes:
   type: int
 """
 
-import hashlib
 import json
 import shutil
 import tarfile
@@ -54,6 +53,7 @@ import tempfile
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.testbed_digest import sha256
 from ansible.module_utils.testbed_oci import OCI, add_blob, blob_folder, blob_path, gzipped, write_image
 
 
@@ -85,9 +85,8 @@ def extend(store, base, layout, image, archive, files):
     try:
         tar = scratch / "layer.tar"
         write_layer(archive, files, tar)
+        config["rootfs"]["diff_ids"].append(f"sha256:{sha256(tar)}")
         with tar.open("rb") as content:
-            config["rootfs"]["diff_ids"].append(f"sha256:{hashlib.file_digest(content, 'sha256').hexdigest()}")
-            content.seek(0)
             layer = add_blob(blob_folder(store), scratch, gzipped(content), f"{OCI}.layer.v1.tar+gzip")
         config["history"] = [*config.get("history", []), {"created_by": f"fltestbed: {' '.join(sorted(files))}"}]
         write_image(store, scratch, layout, json.dumps(config).encode(), [*manifest["layers"], layer], [image])

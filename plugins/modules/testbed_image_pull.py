@@ -45,8 +45,8 @@ from urllib.parse import quote
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testbed_docker import get
+from ansible.module_utils.testbed_oci import ARCHITECTURES
 
-ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 ATTEMPTS = 3
 UNKNOWN = re.compile(r"manifest unknown|not found", re.IGNORECASE)
 

@@ -80,7 +80,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 
 def now():
-    return datetime.datetime.now(datetime.UTC)
+    return datetime.datetime.now(datetime.timezone.utc)
 
 
 def write(path, content, mode):

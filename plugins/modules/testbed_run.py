@@ -108,7 +108,7 @@ NEWS_SECONDS = 10
 
 
 def iso(seconds):
-    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="milliseconds")
+    return datetime.datetime.fromtimestamp(seconds, datetime.timezone.utc).isoformat(timespec="milliseconds")
 
 
 class Run:

@@ -35,15 +35,10 @@ removed:
   elements: str
 """
 
-import hashlib
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-
-
-def sha256(path):
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+from ansible.module_utils.testbed_digest import sha256
 
 
 def main():

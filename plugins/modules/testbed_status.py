@@ -68,6 +68,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testbed_docker import EngineUnreachable, cgroup_limits, containers, get, inspect
+from ansible.module_utils.testbed_host import operating_system
 from ansible.module_utils.testbed_in_force import InForce
 
 
@@ -136,7 +137,7 @@ def main():
     )
     root = Path(module.params["root"])
     result = {
-        "os": platform.freedesktop_os_release()["PRETTY_NAME"],
+        "os": operating_system()["name"],
         "arch": platform.machine(),
         "docker": None,
         "containers": [],

@@ -152,8 +152,9 @@ def cpu(container, pid, group, seconds):
 
 def memory(container, group, asked):
     """Take the memory that was asked for, and a little more, which the kernel has to refuse."""
-    answer = {"limit": group.memory()["limit"], "room": None, "taken": None, "killed": None}
-    if asked is None:
+    held = group.memory()
+    answer = {"limit": held["limit"], "room": None, "taken": None, "killed": None}
+    if asked is None or held["used"] is None:
         return answer
     with load(container, "fill", PATIENCE) as program:
         program.need(PATIENCE)

@@ -32,6 +32,7 @@ from fltestbed.experiment import (
     Partitioner,
     Privacy,
     Rule,
+    Schedule,
     Settings,
     Strategy,
     When,
@@ -216,7 +217,7 @@ def test_every_key_of_an_experiment_is_explained_with_its_default() -> None:
     containers = {name for name, field in Experiment.model_fields.items() if isinstance(field.default, BaseModel)}
     elsewhere = {f"partitioner.{key}" for kind in kinds(Partitioner) for key in kind.model_fields} | {
         f"{part}.{key}"
-        for part, union in (("strategy", Strategy), ("privacy", Privacy))
+        for part, union in (("strategy", Strategy), ("privacy", Privacy), ("train.schedule", Schedule))
         for kind in kinds(union)
         for key in kind.model_fields
     }
@@ -248,7 +249,12 @@ def kinds(union: Any) -> list[type[BaseModel]]:
     return list(get_args(get_args(union)[0]))
 
 
-UNIONS = {"Partitioners": Partitioner, "Strategies": Strategy, "Differential privacy": Privacy}
+UNIONS = {
+    "Partitioners": Partitioner,
+    "Strategies": Strategy,
+    "Schedules": Schedule,
+    "Differential privacy": Privacy,
+}
 
 
 @pytest.mark.parametrize(("heading", "union"), UNIONS.items())

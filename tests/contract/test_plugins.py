@@ -16,6 +16,35 @@ ROOT = PLUGINS.parent
 MODULES = sorted(path.stem for path in (PLUGINS / "modules").glob("*.py"))
 
 
+# What runs on the hosts, with their Python; the module testbed_experiment is the controller's, as it uses fltestbed.
+ON_HOSTS = [
+    ROOT / "fltestbed/look.py",
+    ROOT / "scripts/monitoring_cost.py",
+    *sorted((PLUGINS / "module_utils").glob("*.py")),
+    *(PLUGINS / "modules" / f"{name}.py" for name in MODULES if name != "testbed_experiment"),
+]
+
+
+@pytest.mark.parametrize("path", ON_HOSTS, ids=lambda path: path.stem)
+def test_what_runs_on_hosts_is_written_in_the_oldest_python_that_check_accepts(path: Path) -> None:
+    oldest = load("modules", "testbed_check").LEAST_PYTHON
+    ast.parse(path.read_text(encoding="utf-8"), feature_version=oldest)
+
+
+def test_what_runs_on_hosts_uses_no_newer_python() -> None:
+    vermin = Path(sys.executable).parent / "vermin"
+    if not vermin.exists():
+        pytest.skip("vermin is missing: make venv installs it")
+    oldest = ".".join(map(str, load("modules", "testbed_check").LEAST_PYTHON))
+    done = subprocess.run(
+        [vermin, f"--target={oldest}-", "--violations", "--no-tips", *ON_HOSTS],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
 def texts(path: Path) -> dict[str, str]:
     """Return a file's documentation by the name that Ansible wants for it."""
     found = {}

@@ -32,6 +32,16 @@ def test_a_profile_says_where_each_figure_is_from(name: str, profile: dict[str, 
     assert not profile.get("network") or {"rate_up", "rate_down"} <= set(numbers)
 
 
+def test_a_profiles_memory_is_what_the_device_can_give() -> None:
+    """A board of 4 GB shows some 3.7 GB, of which system, engine, SuperNode and exporters have their part."""
+    known = {name: each for name, each in inventory.profiles().items() if " GB" in each["source"]}
+    assert {"rpi3", "rpi4", "rpi5", "jetson-nano", "jetson-orin-nano", "laptop"} <= known.keys()
+    for name, profile in known.items():
+        ram = int(re.findall(r"(\d+) GB", profile["source"])[0]) * 1024
+        given = inventory.memory_bytes(profile["memory"]) / 2**20
+        assert given == (0.9 * ram - 384) // 128 * 128, name
+
+
 def test_there_are_published_testbeds() -> None:
     assert len(PUBLISHED) >= 3
 

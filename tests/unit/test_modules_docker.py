@@ -104,6 +104,27 @@ def test_limits_of_control_groups_version_1(
 
 
 @pytest.mark.parametrize(
+    ("groups", "files", "wanted"),
+    [
+        ("0::/docker/abc\n", {"docker/abc/cpu.max": "50000 100000\n"}, (0.5, None)),
+        ("0::/docker/abc\n", {"docker/abc/memory.max": "1048576\n"}, (None, 2**20)),
+        (
+            "4:cpu,cpuacct:/docker/abc\n0::/\n",
+            {"cpu/docker/abc/cpu.cfs_quota_us": "50000\n", "cpu/docker/abc/cpu.cfs_period_us": "100000\n"},
+            (0.5, None),
+        ),
+        ("9:memory:/docker/abc\n", {"memory/docker/abc/memory.limit_in_bytes": "1048576\n"}, (None, 2**20)),
+    ],
+)
+def test_a_controller_that_is_off_limits_nothing(
+    kernel: Path, groups: str, files: dict[str, str], wanted: tuple[object, object]
+) -> None:
+    """Raspberry Pi OS boots without the memory controller."""
+    put(kernel, {"proc/7/cgroup": groups} | {f"sys/fs/cgroup/{name}": text for name, text in files.items()})
+    assert testbed_docker.cgroup_limits(7) == wanted
+
+
+@pytest.mark.parametrize(
     ("cpu", "memory", "wanted"),
     [("70000 100000", "1073741824", (0.7, 2**30)), ("max 100000", "max", (None, None))],
 )

@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Path:
     manifest = [{"Config": "config.json", "RepoTags": ["fltestbed/proxy:1"], "Layers": ["layer.tar"]}]
     files = {"config.json": json.dumps(config), "manifest.json": json.dumps(manifest)}
     saved = tar(tmp_path / "saved.tar", {name: text.encode() for name, text in files.items()} | {"layer.tar": layer})
-    archive.write_layout(saved, tmp_path / "store", "proxy-1-aarch64")
+    archive.write_layout(saved, tmp_path / "store", "proxy-1-aarch64", "aarch64")
     return tmp_path / "store"
 
 

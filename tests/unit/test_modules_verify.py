@@ -101,6 +101,22 @@ def test_a_control_group_of_version_1_is_read(kernel: Path) -> None:
     assert [one.memory()["limit"] for one in group.above()] == [None, 1024 * MIB]
 
 
+@pytest.mark.parametrize("groups", ["0::/docker/abc\n", "4:cpu,cpuacct:/docker/abc\n0::/\n"])
+def test_a_control_group_without_the_memory_controller_is_read(
+    kernel: Path, groups: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Raspberry Pi OS has it: a limit that was asked for is none, and nothing is filled."""
+    for name in ("docker/abc", "cpu/docker/abc", "cpuacct/docker/abc"):
+        put(kernel / name, {"cpu.stat": V2["cpu.stat"], "cpuacct.usage": "2500000000\n", "cgroup.procs": "7\n9\n"})
+    put(kernel / "proc", {"cgroup": groups})
+    monkeypatch.setattr(testbed_cgroup, "Path", lambda _path: kernel / "proc/cgroup")
+    group = testbed_cgroup.Cgroup.of(7)
+    assert group.memory() == {"limit": None, "used": None, "working_set": None}
+    assert group.cpu()["seconds"] == 2.5
+    assert group.processes() == [7, 9]
+    assert verify.memory("none", group, 640 * MIB) == {"limit": None, "room": None, "taken": None, "killed": None}
+
+
 def test_the_memory_that_is_left_is_that_of_the_tightest_group(kernel: Path) -> None:
     folder = kernel / "docker" / "abc"
     put(folder, V2)

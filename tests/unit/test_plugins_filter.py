@@ -217,6 +217,15 @@ def test_an_exporters_certificate_has_every_name_that_is_dialled() -> None:
     }
 
 
+def test_prometheus_dials_a_device_by_another_name_than_ssh() -> None:
+    """An alias of ~/.ssh/config, or a name of mDNS, is none that a container knows."""
+    hosts = {"pi-1": watched("supernodes", ansible_host="pi-1.local", testbed_exporter_address="192.0.2.21")}
+    (target,) = filters["scrape_targets"](["pi-1"], hosts, "server", 9100, "node_exporter", [1])
+    assert target["targets"] == ["192.0.2.21:9100"]
+    assert filters["exporter_names"](["pi-1"], hosts)["pi-1"] == ["pi-1", "192.0.2.21", "host.docker.internal"]
+    assert filters["exporter_addresses"](["pi-1"], hosts) == {"pi-1": "192.0.2.21"}
+
+
 def test_an_image_is_named_after_what_it_is_made_from(tmp_path: Path) -> None:
     archive = tmp_path / "grafana.tar"
     archive.write_text("one")

@@ -639,8 +639,8 @@ def _require_parts(what: str, info: ValidationInfo) -> None:
 
 
 def split(settings: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Return the settings whose key an experiment has, and the others."""
-    ours = [setting for setting in settings if _key(setting) in KEYS]
+    """Return the settings whose key an experiment has, or had, and the others."""
+    ours = [setting for setting in settings if _key(setting) in KEYS | _GONE.keys()]
     return ours, [setting for setting in settings if setting not in ours]
 
 

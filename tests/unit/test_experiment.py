@@ -275,3 +275,9 @@ def test_privacy_takes_a_strategy_whose_clients_begin_with_one_model(tmp_path: P
     with pytest.raises(ExperimentError, match="Flower's wrappers take all clients to begin with one model"):
         experiment.load(file)
     assert experiment.load(file, ["strategy.name=fedprox"]).privacy == experiment.ClientFixed(name="client-fixed")
+
+
+def test_a_key_that_is_gone_is_still_the_experiments() -> None:
+    """So that its message is, and not one of the app's."""
+    ours = ["strategy.eta_l=1", "rounds=2"]
+    assert experiment.split([*ours, "hidden-size=8"]) == (ours, ["hidden-size=8"])

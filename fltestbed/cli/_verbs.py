@@ -73,7 +73,7 @@ def say_left_behind(testbed: Testbed) -> None:
     machines = {name: json.loads(file.read_text(encoding="utf-8")).get("machine") for name, file in files.items()}
     names = {host.name for host in testbed.hosts}
     here = {machine for name, machine in machines.items() if name in names and machine}
-    for name in files.keys() - names:
+    for name in sorted(files.keys() - names):
         if machines[name] not in here:
             print(
                 f"{name} is not in the inventory any more, and what was deployed there is still there. Put it back for "
